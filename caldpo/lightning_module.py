@@ -205,7 +205,8 @@ class PreferenceModule(pl.LightningModule):
                 metrics["skipped_steps"] = float(self.nonfinite.skipped)
             self.write_metrics(metrics, step)
             self.progress = {"loss": metrics["loss"]}
-            self.progress["chosen"] = metrics.get("log_ratios/chosen", metrics["logps/chosen"])
+            shown = next((name for name in ("log_ratios/chosen", "logps/chosen") if name in metrics), None)
+            self.progress |= {} if shown is None else {"chosen": metrics[shown]}  # unpaired rows may be all undesirable
         if self.failure is not None:
             raise self.failure  # again at every attempt to continue or to save: the weights may be non-finite
 

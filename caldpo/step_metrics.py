@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caldpo.metrics import WeightedMeans, sum_over_ranks
+from caldpo.metrics import WeightedMeans, metric_weights, sum_over_ranks
 from caldpo.types import PairBatch
 
-OWN = ("tokens", "grad_norm", "clipped")  # values of a row after the means
+OWN = ("tokens", "grad_norm", "clipped")  # values of a row after the means and their weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class PendingRow:
 
     step: int  # optimiser steps that the weights had seen when it was measured
     names: tuple[str, ...]  # of the means
-    values: Tensor  # the means, then OWN; float64
+    values: Tensor  # the means, then their weights, then OWN; float64
     lr: float
 
 
@@ -58,8 +58,8 @@ class StepMetrics:
 
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add a micro-batch's values, each of shape ``(pairs,)``."""
-        self.means.update(values, batch.weight)
-        self.tokens += (batch.response_lengths.view(2, -1) * batch.weight).sum()
+        self.means.update(values, batch.weight, metric_weights(batch, values))
+        self.tokens += (batch.response_lengths.view(2, -1) * batch.response_weights).sum()
 
     def close(self, step: int, norm: Tensor, limit: float | None, lr: float) -> None:
         """Close the row of a step, after its last micro-batch and before its update.
@@ -70,11 +70,11 @@ class StepMetrics:
             limit: None does not clip.
             lr: of the update.
         """
-        sums = sum_over_ranks(torch.cat([self.means.sums, torch.stack([self.means.weight, self.tokens])]))
-        means, (weight, tokens) = sums[:-2], sums[-2:]
-        norm = norm.detach().to(sums)
-        clipped = torch.zeros_like(norm) if limit is None else (norm > limit).to(sums)
-        values = torch.cat([means / weight, torch.stack([tokens, norm, clipped])])
+        own = sum_over_ranks(torch.cat([self.means.sums, self.means.weights, self.tokens[None]]))
+        sums, weights, tokens = own[: len(self.means.names)], own[len(self.means.names) : -1], own[-1]
+        norm = norm.detach().to(own)
+        clipped = torch.zeros_like(norm) if limit is None else (norm > limit).to(own)
+        values = torch.cat([sums / weights, weights, torch.stack([tokens, norm, clipped])])
         self.pending.append(PendingRow(step, self.means.names, values, lr))
         self.means.reset()
         self.tokens.zero_()
@@ -95,7 +95,9 @@ class StepMetrics:
         rows: list[tuple[int, dict[str, float]]] = []
         tokens = 0.0
         for row in pending:
-            metrics = {name: next(numbers) for name in row.names}
+            means = {name: next(numbers) for name in row.names}
+            weights = {name: next(numbers) for name in row.names}
+            metrics = {name: mean for name, mean in means.items() if weights[name] > 0}
             own = {name: next(numbers) for name in OWN}
             self.rows, self.clipped = self.rows + 1, self.clipped + int(own["clipped"])
             tokens += own["tokens"]
@@ -119,7 +121,7 @@ class HeldOutMetrics:
 
     def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add a batch's values, each of shape ``(pairs,)``."""
-        self._means.update(values, batch.weight)
+        self._means.update(values, batch.weight, metric_weights(batch, values))
 
     def fetch(self) -> dict[str, float]:
         """Fetch the means over all ranks; empty before the first batch."""

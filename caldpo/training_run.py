@@ -128,6 +128,7 @@ def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, res
         needs_scores=loss.needs_scores,
         needs_rejected=loss.needs_rejected,
         score_range=loss.score_range,
+        takes_unpaired=loss.takes_unpaired,
     )
     record.note({"data": report.as_dict()})
     check_fit(

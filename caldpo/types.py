@@ -40,6 +40,9 @@ class PairBatch:
         places: of the pairs among those of the optimiser step, in its order, for losses that depend on the batch.
         ahead: all micro-batches of this rank in the step, in the step's first one, for such losses.
         mismatched: the same prompts, each with the responses of the step's next pair, for losses that need them.
+        chosen_present: 1 where the row has a chosen response, 0 where an EOS alone is in its place; None: every row has
+            both.
+        rejected_present: likewise; both are given or neither.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class PairBatch:
         places: Int[Tensor, " pairs"] | None = None,
         ahead: tuple[PairBatch, ...] = (),
         mismatched: PairBatch | None = None,
+        chosen_present: Float[Tensor, " pairs"] | None = None,
+        rejected_present: Float[Tensor, " pairs"] | None = None,
     ) -> None:
         self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
         self.predicts, self.targets, self.response = predicts, targets, response
@@ -72,6 +77,7 @@ class PairBatch:
         self.score_chosen, self.score_rejected = score_chosen, score_rejected
         self.step_pairs, self.filler = step_pairs, filler
         self.places, self.ahead, self.mismatched = places, ahead, mismatched
+        self.chosen_present, self.rejected_present = chosen_present, rejected_present
 
     @property
     def pairs(self) -> int:
@@ -82,6 +88,13 @@ class PairBatch:
     def tokens(self) -> int:
         """Number of tokens, padding included."""
         return self.input_ids.numel()
+
+    @property
+    def response_weights(self) -> Float[Tensor, "2 pairs"]:
+        """1 for the responses of real pairs, chosen and rejected, 0 for those of filler and absent ones."""
+        if self.chosen_present is None or self.rejected_present is None:
+            return self.weight.expand(2, -1)
+        return self.weight * torch.stack([self.chosen_present, self.rejected_present])
 
     def lengths(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Tokens of the chosen and of the rejected responses."""
@@ -172,7 +185,8 @@ def assembler(
         reference: the reference's log-probs of all of them; None while a reference-free loss trains.
         of_step: what the loss computed over all pairs of the step, for those of the batch.
     """
-    values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected)
+    present = batch.chosen_present, batch.rejected_present
+    values = (*reference, *batch.lengths(), batch.score_chosen, batch.score_rejected, *present)
 
     def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
         some: list[Any] = [None if value is None else value[rows] for value in values]

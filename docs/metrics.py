@@ -13,8 +13,9 @@ HEAD = """# Metrics
 Every metric that a run logs, by its name in `metrics.csv`, `summary.json` and the tracker. *Better* is the direction
 that is plainly better: tables mark the best value by it. A direction in brackets only limits a
 [search](clusters.md#search) (`optimized_metric=NAME`), which may optimise the metric in that direction only. Losses
-that train without a reference log the metrics that need one only for held-out pairs. This page is made from
-`caldpo/metric_definitions.py`. After a change there, regenerate it:
+that train without a reference log the metrics that need one only for held-out pairs. Of rows with
+[one response and a label](data.md#one-response-and-a-label), metrics of a response are means over those that have it.
+This page is made from `caldpo/metric_definitions.py`. After a change there, regenerate it:
 
 ```sh
 python docs/metrics.py

@@ -247,7 +247,9 @@ def test_every_format_has_an_example_row() -> None:
     assert set(rows) == set(formats())
     for name, row in rows.items():
         assert detect(json.loads(row)) == name
-        assert formats()[name].parse(json.loads(row)).chosen.strip()
+        found = formats()[name].parse(json.loads(row))
+        responses = [found.response] if isinstance(found, PreferencePair) else found.responses
+        assert all(responses)
     (readme,) = blocks(ROOT / "README.md", "json")
     assert detect(json.loads(readme)) == "trl_conversational"
 

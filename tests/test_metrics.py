@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from caldpo.data.collate import collate
+from caldpo.data.pair import TokenizedPair
 from caldpo.metric_definitions import WITH_REFERENCE, WITHOUT_REFERENCE
-from caldpo.metrics import WeightedMeans, loss_metrics, pair_metrics
-from caldpo.types import LossOutput, PairLogps
+from caldpo.metrics import OF_CHOSEN, OF_REJECTED, WeightedMeans, loss_metrics, metric_weights, pair_metrics
+from caldpo.types import LossOutput, PairBatch, PairLogps
 from tests.helpers.messages import refused
+from tests.helpers.tiny import tiny_pairs
 
 
 def logps(reference: bool = True) -> PairLogps:
@@ -45,6 +48,54 @@ def test_without_a_reference_only_what_needs_none() -> None:
     assert metrics.keys() == {metric.name for metric in (*WITHOUT_REFERENCE, *WITH_REFERENCE)}
     assert all(torch.equal(value, metrics[name]) for name, value in without.items())
     assert {"logps/chosen", "logps/rejected"} <= without.keys()
+
+
+def unpaired_batch() -> PairBatch:
+    """Three rows: a desirable response, an undesirable one, and filler like the first."""
+    rows = [
+        TokenizedPair([5], [6, 2], [2], None, None, 0, "a", True),
+        TokenizedPair([5], [2], [7, 8, 2], None, None, 1, "b", False),
+        TokenizedPair([5], [6, 2], [2], None, None, 0, "a", True),
+    ]
+    return collate(rows, 0, weight=[1.0, 1.0, 0.0])
+
+
+def test_absent_responses_are_in_no_mean() -> None:
+    """Of three rows the first has a chosen response alone, the second a rejected one, the third is filler."""
+    means = WeightedMeans()
+    batch = unpaired_batch()
+    values = {"loss": torch.tensor([2.0, 4.0, 9.0])} | pair_metrics(logps(), 0.5)
+    means.update(values, batch.weight, metric_weights(batch, values))
+    assert means.floats() == {
+        "loss": 3,  # over rows
+        "logps/chosen": -10,
+        "logps/rejected": -15,
+        "log_ratios/chosen": 1,
+        "log_ratios/rejected": 3,
+        "rewards/chosen": 0.5,
+        "rewards/rejected": 1.5,
+        "displacement": 0,
+    }, "no row has both responses: no margin and no accuracy"
+
+
+def test_each_metric_of_responses_has_a_weight() -> None:
+    """One that is named nowhere is about rows with both responses, of which there are none here."""
+    metrics = pair_metrics(logps(), 0.1)
+    weights = metric_weights(unpaired_batch(), [*metrics, "own/metric", "loss", "terms/chosen", "diagnostics/clamped"])
+    assert weights.keys() == {*metrics, "own/metric"}
+    assert weights["own/metric"].tolist() == [0, 0, 0]
+    assert {*OF_CHOSEN, *OF_REJECTED} <= metrics.keys()
+    assert metric_weights(collate(tiny_pairs(2), 0), metrics) == {}
+
+
+@pytest.mark.parametrize("cuts", [[6], [1, 5], [2, 2, 2], [1] * 6])
+def test_own_weights_do_not_depend_on_the_cut(cuts: list[int]) -> None:
+    values, weight = torch.arange(6.0), torch.tensor([1.0, 1, 1, 1, 1, 0])
+    own = torch.tensor([1.0, 0, 0, 1, 0, 0])
+    means = WeightedMeans()
+    for value, w, o in zip(values.split(cuts), weight.split(cuts), own.split(cuts), strict=True):
+        means.update({"a": value, "b": value}, w, {"b": o})
+    assert means.floats() == {"a": 2.0, "b": 1.5}
 
 
 def test_loss_terms_are_named() -> None:

@@ -53,7 +53,7 @@ class DisplacementAlarm(RunCallback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: PreferenceModule) -> None:  # type: ignore[override]
         metrics = module.latest
-        if not self.evaluations or CHOSEN not in metrics:
+        if not self.evaluations or not {CHOSEN, REJECTED} <= metrics.keys():
             return
         step = module.global_step
         point = Point(step, metrics[CHOSEN], metrics[REJECTED], metrics[SHARE])

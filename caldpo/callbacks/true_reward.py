@@ -40,7 +40,7 @@ class OracleEvaluation(PromptSampling):
             return
         module.policy.eval()  # training is over: no dropout from here on
         metrics = self.score_samples(data, module)
-        if data.test_pairs.has_scores:
+        if data.test_pairs.has_scores and not data.test_pairs.is_unpaired:
             with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
                 metrics |= _agreement(data, module)
         if isinstance(data.source, ExactSource):

@@ -96,9 +96,10 @@ class Renderer:
             mark = "" if rendered else self.special.mark_for(chosen, rejected, pair.prompt)
             chosen, rejected = self.special.marked([chosen, rejected], mark)
             return _rendered((pair.prompt, chosen, rejected), mark, templated=False, eos_stripped=stripped)
-        turns: list[Any] = [pair.chosen_turn | {"content": chosen}]
-        if not pair.demonstration:
-            turns.append(pair.rejected_turn | {"content": rejected})
+        sides: dict[str, Any] = {"chosen": pair.chosen_turn | {"content": chosen}} if pair.has_chosen else {}
+        if pair.has_rejected:
+            sides["rejected"] = pair.rejected_turn | {"content": rejected}
+        turns: list[Any] = list(sides.values())
         inputs = [*pair.prompt, *turns], pair.tools, pair.template_kwargs
         mark = self.special.mark_for(*texts_in(inputs))
         prompt, turns = self.special.marked((list(pair.prompt), turns), mark)
@@ -111,10 +112,11 @@ class Renderer:
             wholes = self._apply_all([[*prompt, turn] for turn in turns], generate=False, **extra)
             after = [_continuation(written, whole) for whole in wholes]
             rewritten = self._require_prompt(prompt, written, **extra)
-            for side, turn, text in zip(("chosen", "rejected"), turns, after, strict=False):
+            for side, turn, text in zip(sides, turns, after, strict=True):
                 ends = [place for token in self._ends if (place := text.find(token)) >= 0]
                 require_response(turn, text[: min(ends, default=len(text))], side)
-        texts = (written, after[0], after[1] if len(after) > 1 else "")
+        continued = dict(zip(sides, after, strict=True))
+        texts = (written, continued.get("chosen", ""), continued.get("rejected", ""))
         return _rendered(texts, mark, templated=True, eos_stripped=stripped, rewritten=rewritten)
 
     def prompt(self, prompt: str | tuple[Message, ...]) -> tuple[str, str]:

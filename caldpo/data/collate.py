@@ -36,15 +36,18 @@ def collate(
             the longest; ``packed``: one row of prompt, chosen, rejected of each pair, without padding.
         weight: 1 for a real pair, 0 for filler; default: all real.
         step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch.
-        with_scores: whether the whole split has scores; default: whether these pairs do.
+        with_scores: whether the whole split has scores; default: whether these pairs do. An absent response has 0.
         places: of the pairs in the optimiser step, where a loss reads all of it.
     """
     rows = _packed(pairs) if layout == "packed" else _padded(pairs, pad_id)
     if weight is None:
         weight = [1.0] * len(pairs)
     if with_scores is None:
-        with_scores = all(None not in (p.score_chosen, p.score_rejected) for p in pairs)
-    scores = [(p.score_chosen, p.score_rejected) for p in pairs]
+        with_scores = all(p.scored for p in pairs)
+    scores = [[0.0 if score is None else score for score in (p.score_chosen, p.score_rejected)] for p in pairs]
+    present = None
+    if any(p.label is not None for p in pairs):
+        present = torch.tensor([[p.label is not False, p.label is not True] for p in pairs], dtype=torch.float32)
     lengths = torch.tensor([len(p.chosen_ids) for p in pairs] + [len(p.rejected_ids) for p in pairs])
     order = torch.arange(len(lengths)).view(2, -1).T.flatten()  # pair by pair: chosen 0, rejected 0, chosen 1, ...
     counts = lengths[order]
@@ -70,6 +73,8 @@ def collate(
         step_pairs=sum(w > 0 for w in weight) if step_pairs is None else step_pairs,
         filler=not any(weight),
         places=torch.tensor(places) if places else None,
+        chosen_present=None if present is None else present[:, 0].contiguous(),
+        rejected_present=None if present is None else present[:, 1].contiguous(),
     )
 
 

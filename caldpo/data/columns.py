@@ -24,6 +24,7 @@ SCORES = (  # pairs of columns; one without the other is no score of the pair
     ("rating_chosen", "rating_rejected"),
     ("score-chosen", "score-rejected"),
 )
+USUAL_LISTS = (("responses", "generations"), ("scores", "ratings"), ("ranks", "rank"))  # roles by other names
 SYSTEMS = ("system", "system_prompt", "system_message")
 # What a text model or a format cannot take, and what cannot be dropped from a row without changing its meaning.
 MEANING = (
@@ -31,6 +32,8 @@ MEANING = (
     *("tool_calls", "functions", "function_call", "documents", "context", "history"),
 )
 
+# columns of responses, beside which a column with a usual name is the prompt
+_ANSWERS = frozenset(("completion", "output", "output_1", "responses", "generations", "completions", "answers"))
 _TURN_TYPES = (list, dict, Cell)  # of conversations, or of what may turn out to be one
 _MAX_LAYOUTS = 1000  # column layouts remembered
 
@@ -47,12 +50,15 @@ class Columns:
         prompt: text or messages; several columns of text are joined by blank lines.
         chosen: the preferred response.
         rejected: the dispreferred one.
-        completion: the one response of a row to imitate.
+        completion: the one response of a row, to imitate or with a label.
+        label: whether that response is desirable.
         messages: a conversation to imitate, of which the last turn is the response.
         system: text of a system turn.
         tools: a list of tools, as JSON or as objects.
         chat_template_kwargs: variables for the chat template.
         score_chosen, score_rejected: true rewards of the two responses.
+        responses: several responses to a prompt.
+        ranks, scores: their places in a ranking, 1 the best; their true rewards.
         ignored: columns left out on purpose, and not reported as unread.
     """
 
@@ -66,6 +72,10 @@ class Columns:
     chat_template_kwargs: str | None = None
     score_chosen: str | None = None
     score_rejected: str | None = None
+    label: str | None = None
+    responses: str | None = None
+    ranks: str | None = None
+    scores: str | None = None
     ignored: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -127,10 +137,14 @@ class Columns:
         compared = "chosen" in row or "chosen" in sources or "rejected" in row or "rejected" in sources
         if "prompt" not in row and "prompt" not in sources:
             usual = _usual_prompt(row)
-            if usual and (compared or "completion" in sources or {"completion", "output", "output_1"} & row.keys()):
+            if usual and (compared or _ANSWERS & (row.keys() | sources.keys())):
                 sources["prompt"] = usual
         if not compared and "instruction" in row and "output" in row and not {"completion", "output_1"} & row.keys():
             sources.setdefault("completion", ["output"])
+        if not compared:
+            for role, name in USUAL_LISTS:
+                if name in row and role not in row:
+                    sources.setdefault(role, [name])
         if not {"score_chosen", "score_rejected"} & (row.keys() | sources.keys()):
             for chosen, rejected in SCORES:
                 if chosen in row and rejected in row:

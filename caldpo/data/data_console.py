@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from caldpo.data.data_report import LoadReport, TokenCounts
 from caldpo.data.end_tokens import trained_ends
+from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.data.tokenize import TokenizedSplit
 from caldpo.utils.text_format import counted
 
@@ -36,25 +37,29 @@ class SplitReport:
     dropped: dict[str, int]  # pairs dropped after they were read, by reason
     counts: TokenCounts
     lengths: dict[str, dict[str, int]]  # tokens by part and quantile, after truncation; each is one that occurs
+    labels: dict[str, int] | None = None  # numbers of desirable and undesirable responses, where rows are unpaired
 
     @classmethod
     def of(cls, split: TokenizedSplit, later: LoadReport, left_out: int) -> SplitReport:
         """Report a tokenised split; ``later`` has its rejections after the rows were read."""
         levels = list(QUANTILES.values())
-        values = np.quantile(split.pairs.lengths(), levels, axis=0, method="inverted_cdf").astype(int).T.tolist()
+        lengths, present = split.pairs.lengths(), np.insert(split.pairs.present(), 0, True, axis=1)
+        own = {part: lengths[present[:, i], i] for i, part in enumerate(PARTS) if present[:, i].any()}
+        values = {p: np.quantile(n, levels, method="inverted_cdf").astype(int).tolist() for p, n in own.items()}
         return cls(
             pairs=len(split.pairs),
             prompts=len(set(split.sources.keys())),
             left_out=left_out,
             dropped=later.counts(),
             counts=split.counts,
-            lengths={part: dict(zip(QUANTILES, own, strict=True)) for part, own in zip(PARTS, values, strict=True)},
+            lengths={part: dict(zip(QUANTILES, counts, strict=True)) for part, counts in values.items()},
+            labels=_count_labels(split.pairs) if split.pairs.is_unpaired else None,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for ``summary.json``."""
         own = {"pairs": self.pairs, "prompts": self.prompts, "left_out": self.left_out, "dropped": self.dropped}
-        return {**own, **self.counts.as_dict(), "lengths": self.lengths}
+        return {**own, **self.counts.as_dict(), "lengths": self.lengths, **(self.labels or {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +108,15 @@ def print_report(report: DataReport, console: Console) -> None:
             table.add_row(label, part, *(f"{value:,}" for value in quantiles.values()))
     console.print(table)
     for name, split in splits.items():
-        console.print(
-            Text(f"{name}: {counted(split.pairs, 'pair')} of {counted(split.prompts, 'prompt')}{_remarks(split)}")
-        )
+        what = counted(split.pairs, "pair")
+        if split.labels is not None:
+            kinds = ", ".join(f"{count:,} {label}" for label, count in split.labels.items())
+            what = f"{counted(split.pairs, 'unpaired row')} ({kinds})"
+        console.print(Text(f"{name}: {what} of {counted(split.prompts, 'prompt')}{_remarks(split)}"))
+
+
+def _count_labels(rows: TokenizedPairs) -> dict[str, int]:
+    return dict(zip(("desirable", "undesirable"), rows.present().sum(axis=0).tolist(), strict=True))
 
 
 def _remarks(split: SplitReport) -> str:
@@ -147,7 +158,10 @@ def print_preview(split: TokenizedSplit, tokenizer: PreTrainedTokenizerBase, cou
         line = _line("prompt", pair.prompt_ids, "cut from the left" if pair.index in split.cut_prompts else "")
         _append(line, pair.prompt_ids, 0, tokenizer, bears_loss=False)
         console.print(line, soft_wrap=True)
-        for name, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+        sides = {"chosen": pair.chosen_ids, "rejected": pair.rejected_ids}
+        if pair.label is not None:
+            sides = {"good": pair.chosen_ids} if pair.label else {"bad": pair.rejected_ids}
+        for name, ids in sides.items():
             line = _line(name, ids, "cut from the right" if ids[-1] not in ends else "")
             # The last prompt token as context: alone, a text would lose its leading space in some tokenizers.
             _append(line, pair.prompt_ids[-1:] + ids, 1, tokenizer, bears_loss=True)

@@ -30,7 +30,7 @@ class Rejection:
 
 @dataclass
 class LoadReport:
-    """What became of the rows of one split; ``rows == kept + len(rejections)``."""
+    """What became of the rows of one split; ``rows - ranked_rows + ranked_pairs == kept + len(rejections)``."""
 
     split: str  # as it was asked for
     rows: int = 0  # read, blank lines not counted
@@ -44,19 +44,37 @@ class LoadReport:
     odd: dict[str, tuple[int, str]] = field(default_factory=dict)  # odd usable rows: count and first origin, by reason
     unread: Counter[str] = field(default_factory=Counter)  # rows by the column that holds something and was not read
     remarks: Counter[str] = field(default_factory=Counter)  # usable pairs by what was done to make a pair of their row
+    desirable: int = 0  # usable rows with one response and the label that it is desirable
+    undesirable: int = 0  # likewise, that it is not
+    ranked_rows: int = 0  # rows of several responses that gave pairs
+    ranked_pairs: int = 0  # their pairs, usable or not
+    ties: int = 0  # pairs of tied responses in them, which are left out
+    unused_responses: int = 0  # responses of them that are in no pair
 
     def counts(self, *kinds: Kind) -> dict[str, int]:
         """Count rejections by reason, most frequent first; of the given kinds, or of all."""
         return count_by_reason(r for r in self.rejections if not kinds or r.kind in kinds)
 
+    def described(self) -> str:
+        """Return the number of rows, or of the rows and the pairs of rows of several responses."""
+        count = self.rows - self.ranked_rows + self.ranked_pairs
+        return counted(count, "pair" if self.ranked_rows else "row")
+
     def summary(self) -> str:
         """Summarise in a few lines: formats, usable pairs, and what was left out and why."""
         detected = ", ".join(f"{name} {n:,}" for name, n in sorted(self.formats.items())) or "none"
         lines = [
-            f"{self.split}: {self.kept:,} of {counted(self.rows, 'row')} kept (format: {detected}; "
+            f"{self.split}: {self.kept:,} of {self.described()} kept (format: {detected}; "
             f"{self.with_scores:,} with scores)",
             *(f"  {note}" for note in self.notes),
         ]
+        if self.desirable or self.undesirable:
+            lines.append(f"  unpaired: {self.desirable:,} desirable, {self.undesirable:,} undesirable responses")
+        if self.ranked_rows:
+            lines.append(
+                f"  {counted(self.ranked_rows, 'row')} of several responses gave {counted(self.ranked_pairs, 'pair')}"
+                f" (ties left out: {self.ties:,}; responses in no pair: {self.unused_responses:,}; see data.ranked)"
+            )
         titles: dict[Kind, str] = {
             "line": "unreadable lines",
             "row": "unusable rows",

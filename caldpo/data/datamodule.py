@@ -23,12 +23,15 @@ from caldpo.data.data_loading import TokenizedDataModule
 from caldpo.data.data_parts import Named
 from caldpo.data.data_report import LoadReport
 from caldpo.data.joined_sources import JoinedPairs, held_out_name, read_joined
-from caldpo.data.load import RowReader, refuse_bad_rows, require_pairs
-from caldpo.data.pair import Message, PreferencePair, prompt_key
+from caldpo.data.load import refuse_bad_rows, require_pairs
+from caldpo.data.pair import Message, PreferencePair, prompt_key, taken_apart
 from caldpo.data.pair_checks import refuse_unknown, refuse_untokenized, require_scores
 from caldpo.data.pair_stream import SAMPLE, PairStream, ShuffledRows, refuse_unstreamed
+from caldpo.data.ranked import RankedRule
 from caldpo.data.raw_row import PairSource, RewardSource
 from caldpo.data.rejected_rows import REJECTED_ROWS, count_rejections, write_rejections
+from caldpo.data.row_kinds import is_unpaired, refuse_unpair, refuse_unpaired
+from caldpo.data.row_reader import RowReader
 from caldpo.data.score_checks import require_score_range
 from caldpo.data.split import settle_shared_prompts, split_by_prompt, subset
 from caldpo.data.stored_pairs import StoredPairs
@@ -37,6 +40,7 @@ from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import PairTokenizer, TokenizedSplit
 from caldpo.errors import CaldpoError
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.text_format import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,8 @@ class HeldOutPrompt:
 
     prompt: str | tuple[Message, ...]
     prompt_ids: list[int]  # truncated as in training
-    reference: str  # the chosen response of the first pair with this prompt
-    origin: str = ""  # of that pair, as test.jsonl:3
+    reference: str  # the first chosen response to it; empty where all are undesirable
+    origin: str = ""  # of the first pair with this prompt, as test.jsonl:3
 
 
 class PairDataModule(TokenizedDataModule):
@@ -79,6 +83,8 @@ class PairDataModule(TokenizedDataModule):
         on_degenerate: Literal["drop", "keep"],
         on_reversed_scores: Literal["reject", "swap", "keep"],
         on_shared_prompts: Literal["error", "drop_train", "keep"],
+        ranked: RankedRule = "best_worst",
+        unpair: bool = False,
         micro_batch_size: PositiveInt,
         max_tokens_per_micro_batch: PositiveInt | Literal["auto"] | None,
         eval_micro_batch_size: PositiveInt,
@@ -137,6 +143,7 @@ class PairDataModule(TokenizedDataModule):
         self.columns, self.chat_template, self.max_unknown = columns or Columns(), chat_template, max_unknown
         self.on_invalid, self.on_degenerate = on_invalid, on_degenerate
         self.on_reversed_scores, self.on_shared_prompts = on_reversed_scores, on_shared_prompts
+        self.ranked, self.unpair = ranked, unpair
         self.preview_pairs = preview_pairs
         self.cache = None if cache is None else Path(cache).expanduser()
         self.now = datetime.combine(datetime.now(), time())  # the day alone, so that runs of one day share tokens
@@ -152,6 +159,7 @@ class PairDataModule(TokenizedDataModule):
         *,
         needs_rejected: bool = True,
         score_range: tuple[float, float] | None = None,
+        takes_unpaired: bool = False,
     ) -> DataReport:
         """Load, check, split and tokenise both splits, and announce them with a preview.
 
@@ -165,23 +173,30 @@ class PairDataModule(TokenizedDataModule):
             loss_name: for the message if there are none.
             needs_rejected: whether the loss compares responses; otherwise rows with a single one are accepted, too.
             score_range: what the loss needs the scores to lie in; None: anything.
+            takes_unpaired: whether the loss takes rows with one response and a label.
 
         Raises:
-            CaldpoError: rows that are no pairs, prompts in both splits, missing scores or such outside the range, a
-                missing or broken chat template, a split without pairs.
+            CaldpoError: rows that are no pairs, or of a kind that the loss does not take, prompts in both splits,
+                missing scores or such outside the range, a missing or broken chat template, a split without pairs.
         """
         first_rank = is_first_rank()
         console = Console(quiet=not first_rank)
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         self._rejected = rejected = run_dir / REJECTED_ROWS
-        reader = RowReader(self.columns, self.on_reversed_scores, not needs_rejected)
+        if self.unpair and not takes_unpaired:
+            refuse_unpair(loss_name)
+        reader = RowReader(self.columns, self.on_reversed_scores, not needs_rejected, self.ranked)
         rows = None
         if self.streaming:
             rows = ShuffledRows(self.source, self.train, buffer=self.shuffle_buffer, seed=self.seed)
         joined_train, joined_test, notes = self._load(
             rejected, write=first_rank, demonstrations=not needs_rejected, rows=rows
         )
+        for joined in (joined_train, joined_test):
+            is_train = joined is joined_train
+            if not (self.unpair and is_train) and is_unpaired(joined.pairs, joined.key) and not takes_unpaired:
+                refuse_unpaired(joined.pairs, joined.key, loss_name)
         if needs_scores:
             require_scores(joined_train.pairs, joined_train.label, loss_name)
             require_scores(joined_test.pairs, joined_test.label, loss_name)
@@ -194,7 +209,13 @@ class PairDataModule(TokenizedDataModule):
         form = self._prompt_form(tokenizer, text=train.all_text() and test.all_text())
         drawn_train = subset(train, self.max_train_pairs, self.split_seed)
         drawn_test = subset(test, self.max_test_pairs, self.split_seed)
-        train_split = self._tokenize("train", drawn_train, tokenizer, console)
+        if self.unpair:
+            apart = StoredPairs.of(row for pair in drawn_train for row in taken_apart(pair))
+            pairs = counted(len(drawn_train), "pair")
+            notes.append(f"data.unpair: {pairs} of data.train taken apart into {len(apart):,} unpaired rows")
+        else:
+            apart = drawn_train
+        train_split = self._tokenize("train", apart, tokenizer, console)
         test_split = self._tokenize("test", drawn_test, tokenizer, console)
 
         loads = [*joined_train.reports, *joined_test.reports]
@@ -218,6 +239,8 @@ class PairDataModule(TokenizedDataModule):
                 on_degenerate=self.on_degenerate,
                 on_shared_prompts=self.on_shared_prompts,
                 test_prompts=frozenset(joined_test.pairs.keys()),
+                labelled=bool((joined_train.pairs.labels() >= 0).all()),
+                apart=self.unpair,
                 rejected=rejected if first_rank else None,
             )
         self.test_sources = StoredPairs.of(iter(test_split.sources))  # without the training pairs stored beside them
@@ -259,10 +282,15 @@ class PairDataModule(TokenizedDataModule):
         """Return the first ``count`` distinct prompts of the test split, in order, or all if it has fewer."""
         prompts: dict[str, HeldOutPrompt] = {}
         for place, pair in enumerate(self.test_sources):
+            key = prompt_key(pair.prompt)
+            known = prompts.get(key)
+            if known is not None:
+                if not known.reference:
+                    prompts[key] = replace(known, reference=pair.chosen)
+                continue
             if len(prompts) == count:
                 break
-            held_out = HeldOutPrompt(pair.prompt, self.test_pairs[place].prompt_ids, pair.chosen, pair.origin)
-            prompts.setdefault(prompt_key(pair.prompt), held_out)
+            prompts[key] = HeldOutPrompt(pair.prompt, self.test_pairs[place].prompt_ids, pair.chosen, pair.origin)
         return list(prompts.values())
 
     def _load(
@@ -280,6 +308,7 @@ class PairDataModule(TokenizedDataModule):
             "on_reversed_scores": self.on_reversed_scores,
             "demonstrations": demonstrations,
             "columns": self.columns,
+            "ranked": self.ranked,
         }
         named, notes = held_out_name(self.source, self.train, self.test)
         if rows is not None:

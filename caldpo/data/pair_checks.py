@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,15 +25,16 @@ def check_pair(pair: PreferencePair) -> None:
     """Refuse a pair that no tokenizer or loss could use, whatever its format. A NUL character is legal text.
 
     Raises:
-        RowError: a blank prompt or response (except the one a demonstration lacks), or half of a surrogate pair.
+        RowError: a blank prompt or response (except the one that a row lacks), or half of a surrogate pair.
     """
     if not isinstance(pair.prompt, tuple) and not pair.prompt.strip():
         raise RowError("the prompt has no text")
-    for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        extra = pair.chosen_extra if side == "chosen" else pair.rejected_extra
+    sides = [("chosen", pair.chosen, pair.chosen_extra)] if pair.has_chosen else []
+    sides += [("rejected", pair.rejected, pair.rejected_extra)] if pair.has_rejected else []
+    for side, response, extra in sides:
         calls = extra is not None and bool(extra.get("tool_calls"))  # a response may be a tool call alone
-        if not response.strip() and not calls and not (pair.demonstration and side == "rejected"):
-            raise RowError(f"the {side} response has no text")
+        if not response.strip() and not calls:
+            raise RowError(f"the {side if pair.label is None else 'labelled'} response has no text")
     context = (pair.prompt, pair.chosen_extra, pair.rejected_extra, pair.tools, pair.template_kwargs)
     try:  # as a tokenizer does; its own error would name no row
         for part in (pair.chosen, pair.rejected, *filter(None, context)):
@@ -72,22 +73,35 @@ class DegeneracyCheck:
         self._find_repeats = find_repeats
         self._in_order: dict[bytes, bool] = {}  # by digest of a pair whose sides are sorted: whether they were
 
-    def repeats(self, signal: tuple[bytes, bool]) -> str | None:
+    def repeats(self, signal: Signal) -> str | None:
         """Return how a pair, told by its :func:`pair_signal`, repeats or contradicts an earlier one."""
         if not self._find_repeats:
             return None
-        digest, in_order = signal
+        digest, in_order, what = signal
         if digest in self._in_order:
-            return f"{'repeats' if self._in_order[digest] == in_order else 'contradicts'} an earlier pair"
+            return f"{'repeats' if self._in_order[digest] == in_order else 'contradicts'} an earlier {what}"
         self._in_order[digest] = in_order
         return None
 
 
-def pair_signal(pair: PreferencePair) -> str | tuple[bytes, bool]:
-    """Return why a pair has no signal by itself; else a digest of it with its sides sorted, and whether they were.
+class Signal(NamedTuple):
+    """What a pair says, to compare with other pairs."""
+
+    digest: bytes  # of the pair with its sides sorted, or of an unpaired row without its label
+    in_order: bool  # whether the sides were sorted, or the label
+    what: str = "pair"
+
+
+def pair_signal(pair: PreferencePair) -> str | Signal:
+    """Return why a pair has no signal by itself, else its signal; of an unpaired row, its signal.
 
     Responses are compared without surrounding white space, because chat templates trim it.
     """
+    if pair.label is not None:
+        extra = pair.chosen_extra if pair.has_chosen else pair.rejected_extra
+        response = text_digest(pair.response.strip(), extra)
+        digest = text_digest("unpaired", (pair.prompt, pair.tools, pair.template_kwargs), response)
+        return Signal(digest, pair.label, "row with the same response")
     chosen, rejected = (pair.chosen.strip(), pair.chosen_extra), (pair.rejected.strip(), pair.rejected_extra)
     if chosen == rejected:
         same = pair.chosen == pair.rejected
@@ -96,12 +110,14 @@ def pair_signal(pair: PreferencePair) -> str | tuple[bytes, bool]:
         return "equal scores, so no preference"
     sides = [text_digest(text, extra) for text, extra in (chosen, rejected)]
     context = text_digest("", (pair.prompt, pair.tools, pair.template_kwargs))
-    return text_digest("", (context, min(sides), max(sides))), sides[0] < sides[1]
+    return Signal(text_digest("", (context, min(sides), max(sides))), sides[0] < sides[1])
 
 
 def require_scores(pairs: StoredPairs, split: str, loss_name: str) -> None:
-    """Check that every pair has both ground-truth rewards."""
-    missing = np.flatnonzero(np.isnan(pairs.scores()).any(axis=1))
+    """Check that every pair has both ground-truth rewards, an unpaired row that of its response."""
+    labels = pairs.labels()
+    present = np.stack([labels != 0, labels != 1], axis=1)
+    missing = np.flatnonzero((np.isnan(pairs.scores()) & present).any(axis=1))
     if len(missing):
         raise CaldpoError(
             f"loss {loss_name} reads the data's scores, and {len(missing):,} of "

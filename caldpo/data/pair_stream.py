@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -21,13 +21,13 @@ import numpy as np
 from caldpo.data.data_parts import Named, parts_of
 from caldpo.data.data_report import Rejection
 from caldpo.data.joined_sources import about, require_files_once
-from caldpo.data.load import ReadPair, RowReader
-from caldpo.data.pair import TokenizedPair
+from caldpo.data.pair import TokenizedPair, taken_apart
 from caldpo.data.raw_row import PairSource, RawRow
 from caldpo.data.rejected_rows import REJECTED_ROWS, append_rejection
+from caldpo.data.row_reader import ReadPair, RowReader
 from caldpo.data.score_checks import is_within
 from caldpo.data.split import SHARED
-from caldpo.data.stored_pairs import PackedPairs
+from caldpo.data.stored_pairs import PackedPairs, PairFacts, pack
 from caldpo.data.tokenize import PairTokenizer
 from caldpo.errors import CaldpoError
 from caldpo.utils.delayed_progress import DelayedProgress
@@ -103,6 +103,8 @@ class PairStream:
         score_range: what they have to lie in; None: anything.
         on_invalid, on_degenerate, on_shared_prompts: the settings.
         test_prompts: keys of the prompts of the test split.
+        labelled: rows are unpaired, with one response and a label; else pairs.
+        apart: each pair is taken apart into two such rows.
         rejected: the file that lists rows that give no pair, the first :data:`SAMPLE` rows' already; None on other
             ranks than the first.
     """
@@ -119,11 +121,14 @@ class PairStream:
         on_shared_prompts: Literal["error", "drop_train", "keep"],
         test_prompts: frozenset[str],
         score_range: tuple[float, float] | None = None,
+        labelled: bool = False,
+        apart: bool = False,
         rejected: Path | None = None,
     ) -> None:
         self._rows, self._reader, self._tokenizer, self.has_scores = rows, reader, tokenizer, needs_scores
         self._on_invalid, self._on_degenerate, self._on_shared = on_invalid, on_degenerate, on_shared_prompts
         self._test_prompts, self._score_range, self._rejected = test_prompts, score_range, rejected
+        self._labelled, self._apart = labelled, apart
         self._listed = SAMPLE  # rows of the first epoch whose rejections are listed
         self._lists = False  # whether those of the current rows are to be
         self._start()
@@ -185,21 +190,29 @@ class PairStream:
     def _tokenized(self, rows: list[RawRow]) -> Iterator[TokenizedPair]:
         """Yield the pairs of some rows; their index is to be set."""
         read = self._reader.read(rows)
-        usable: list[ReadPair] = []
-        places: list[int] = []
-        for place, row in enumerate(row for row in read.rows if not self._is_rejected(row)):
-            assert isinstance(row, ReadPair)
-            if self._is_usable(row):
-                usable.append(row)
-                places.append(place)
-        chunk = self._tokenizer.tokenize(PackedPairs(read.pairs, places))
+        results = [result for row in read.rows for result in row.results]
+        usable: list[tuple[int, PairFacts]] = []
+        for place, pair in enumerate(result for result in results if not self._is_rejected(result)):
+            assert isinstance(pair, ReadPair)
+            if self._is_usable(pair):
+                usable.append((place, pair.facts))
+        for block, within in read.blocks(usable):
+            packed, facts = PackedPairs(block, [place for place, _ in within]), [own for _, own in within]
+            if self._apart:
+                rows_of_pairs = [row for pair in packed.unpack() for row in taken_apart(pair)]
+                packed = PackedPairs(pack(rows_of_pairs), range(len(rows_of_pairs)))
+                facts = [PairFacts.of(row) for row in rows_of_pairs]
+            yield from self._with_tokens(packed, facts)
+
+    def _with_tokens(self, packed: PackedPairs, facts: Sequence[PairFacts]) -> Iterator[TokenizedPair]:
+        chunk = self._tokenizer.tokenize(packed)
         for rejection in chunk.rejections:
             self._leave_out(rejection)
         tokens, start = np.frombuffer(chunk.tokens, np.int32), 0
         for place, ends in zip(chunk.places, zip(*[iter(chunk.ends)] * 3, strict=True), strict=True):
             prompt, chosen, rejected = (tokens[first:end].tolist() for first, end in pairwise((start, *ends)))
-            start, facts = ends[-1], usable[place].facts
-            yield TokenizedPair(prompt, chosen, rejected, *facts.scores, 0, facts.origin)
+            start, own = ends[-1], facts[place]
+            yield TokenizedPair(prompt, chosen, rejected, *own.scores, 0, own.origin, own.label)
 
     def _is_rejected(self, row: ReadPair | Rejection) -> bool:
         if isinstance(row, Rejection):
@@ -212,10 +225,13 @@ class PairStream:
             self._leave_out(Rejection(origin, "degenerate", row.signal))
         elif row.facts.key.hex() in self._test_prompts and self._on_shared != "keep":
             self._leave_out(Rejection(origin, "filtered", SHARED), refused=self._on_shared == "error")
-        elif self.has_scores and None in row.facts.scores:
+        elif self.has_scores and not row.facts.is_scored:
             self._leave_out(Rejection(origin, "row", "no scores, which the loss needs"))
         elif not is_within(row.facts.scores, self._score_range):
             self._leave_out(Rejection(origin, "row", "scores outside the range that the loss reads them in"))
+        elif (row.facts.label is not None) != self._labelled and not self._apart:
+            kind = "unpaired row" if self._labelled else "pair"
+            self._leave_out(Rejection(origin, "row", f"is no {kind}, which the first rows are"))
         else:
             return True
         return False

@@ -49,10 +49,11 @@ class RowError(Exception):
     """A row that is no usable preference pair.
 
     Its ``reason`` is a fixed phrase, with details in parentheses at its end so that equal faults count together:
-    ``unknown role ('bot')``. The kind ``filtered`` is a valid row of another task, left out under every setting.
+    ``unknown role ('bot')``. The kind ``filtered`` is a valid row of another task, left out under every setting, and
+    ``degenerate`` one without a preference.
     """
 
-    def __init__(self, reason: str, *, kind: Literal["row", "filtered"] = "row") -> None:
+    def __init__(self, reason: str, *, kind: Literal["row", "filtered", "degenerate"] = "row") -> None:
         super().__init__(reason)
         self.reason, self.kind = reason, kind
 

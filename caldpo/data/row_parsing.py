@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from caldpo.data.columns import CUT, Columns, MappedRow, is_empty
@@ -11,6 +11,7 @@ from caldpo.data.formats import detect, formats
 from caldpo.data.formats._fields import kind
 from caldpo.data.formats.hh import is_transcript
 from caldpo.data.pair import Message, PreferencePair
+from caldpo.data.ranked import RankedCounts, RankedRule, pairs_by_rule
 from caldpo.data.raw_row import RawRow, RowError, parsed, shown
 
 # characters from which on two answers that begin with all of a prompt are no coincidence ("Hello", "Hello there!")
@@ -26,14 +27,34 @@ def map_row(raw: RawRow, columns: Columns) -> MappedRow:
     return columns.mapped(columns.of_table(raw.value) if raw.table is not None else raw.value)
 
 
-def parse_row(row: MappedRow, origin: str = "") -> tuple[PreferencePair, str]:
-    """Return the pair of a row and the name of its format."""
+@dataclass(frozen=True, slots=True)
+class ParsedRow:
+    """The pairs of a row, to be settled one by one, and what they were made of."""
+
+    pairs: list[PreferencePair]  # one, but for a row of several responses
+    format: str
+    ranked: RankedCounts | None = None  # of a row of several responses
+
+
+def parse_row(row: MappedRow, origin: str = "", rule: RankedRule = "best_worst") -> ParsedRow:
+    """Make the pairs of a row; ``rule`` says which where it has several responses."""
     name = detect(dict(row))
-    pair = add_context(cut_repeated_prompt(formats()[name].parse(row)), row)
+    made = formats()[name].parse(row)
+    if isinstance(made, PreferencePair):
+        return ParsedRow([replace(made, origin=origin)], name)
+    pairs, counts = pairs_by_rule(made, rule)
+    count = len(pairs)
+    places = (f"{origin} ({place} of {count})" if count > 1 else origin for place in range(1, count + 1))
+    return ParsedRow([replace(p, origin=place) for p, place in zip(pairs, places, strict=True)], name, counts)
+
+
+def settle_pair(pair: PreferencePair, row: MappedRow) -> PreferencePair:
+    """Settle what stands around the prompt of a pair of a row."""
+    pair = add_context(cut_repeated_prompt(pair), row)
     remarks = (*row.remarks, *pair.remarks)
-    if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.chosen[:1].isspace()):
+    if isinstance(pair.prompt, str) and not (pair.prompt[-1:].isspace() or pair.response[:1].isspace()):
         remarks = (*remarks, "rows whose response follows its prompt without a space")
-    return replace(pair, origin=origin, remarks=remarks), name
+    return replace(pair, remarks=remarks)
 
 
 def cut_repeated_prompt(pair: PreferencePair) -> PreferencePair:
@@ -43,7 +64,8 @@ def cut_repeated_prompt(pair: PreferencePair) -> PreferencePair:
     """
     if not isinstance(pair.prompt, str) or not pair.prompt.strip():
         return pair  # conversations mark where a prompt ends
-    sides = {"chosen": pair.chosen} if pair.demonstration else {"chosen": pair.chosen, "rejected": pair.rejected}
+    sides = {"chosen": pair.chosen} if pair.has_chosen else {}
+    sides |= {"rejected": pair.rejected} if pair.has_rejected else {}
     rests: dict[str, Any] = {side: _after(pair.prompt, response) for side, response in sides.items()}
     if None in rests.values():
         return pair

@@ -37,6 +37,13 @@ class PairFacts:
     content: bytes  # digest of all that its tokens depend on: not its scores or origin
     scores: tuple[float | None, float | None]
     is_text: bool  # whether its prompt is plain text
+    label: bool | None = None  # of an unpaired row
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the ground-truth reward of each response that there is, is known."""
+        present = self.label is not False, self.label is not True
+        return all(score is not None for score, is_there in zip(self.scores, present, strict=True) if is_there)
 
     @classmethod
     def of(cls, pair: PreferencePair) -> PairFacts:
@@ -48,6 +55,7 @@ class PairFacts:
             text_digest("", content),
             (pair.score_chosen, pair.score_rejected),
             isinstance(pair.prompt, str),
+            pair.label,
         )
 
 
@@ -86,6 +94,7 @@ class _Store:
         self.origins: list[str] = []
         self.keys, self.contents, self.texts = bytearray(), bytearray(), bytearray()
         self.scores = array("d")  # two a pair, NaN where there is none
+        self.labels = array("b")  # 1 and 0 of unpaired rows, -1 of pairs
         self.places = array("q")  # of each pair: its block, times BLOCK, and its place in it
         self._blocks: list[bytes] = []  # while they are in memory
         self._file: IO[bytes] | None = None
@@ -118,6 +127,7 @@ class _Store:
         self.keys += facts.key
         self.contents += facts.content
         self.texts.append(facts.is_text)
+        self.labels.append(-1 if facts.label is None else facts.label)
         self.scores.extend(float("nan") if score is None else score for score in facts.scores)
 
     def block(self, number: int) -> bytes:
@@ -187,6 +197,10 @@ class StoredPairs(Sequence[PreferencePair]):
     def scores(self) -> np.ndarray:
         """Return the scores of chosen and rejected responses, NaN where there is none: ``(pairs, 2)``."""
         return np.frombuffer(self._store.scores, dtype=np.float64).reshape(-1, 2)[self._rows]
+
+    def labels(self) -> np.ndarray:
+        """Return the labels of unpaired rows, 1 or 0, and -1 for pairs: int8 of shape ``(pairs,)``."""
+        return np.frombuffer(self._store.labels, dtype=np.int8)[self._rows]
 
     def all_text(self) -> bool:
         """Whether all prompts are plain text."""

@@ -24,7 +24,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     def __init__(self, pairs: Iterable[TokenizedPair] = ()) -> None:
         tokens, ends = array("i"), array("q", [0])
-        scores = array("d")
+        scores, labels = array("d"), array("b")
         self._origins: list[str] = []
         for place, pair in enumerate(pairs):
             if pair.index != place:
@@ -33,11 +33,13 @@ class TokenizedPairs(Sequence[TokenizedPair]):
                 tokens.extend(ids)
                 ends.append(len(tokens))
             scores.extend(math.nan if score is None else score for score in (pair.score_chosen, pair.score_rejected))
+            labels.append(-1 if pair.label is None else pair.label)
             self._origins.append(pair.origin)
         self._tokens = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, np.int32)
         self._ends = np.frombuffer(ends, dtype=np.int64)
         self._scores = np.array(scores, dtype=np.float64).reshape(-1, 2)  # NaN where there is none
-        self.has_scores = len(self._scores) > 0 and not bool(np.isnan(self._scores).any())
+        self._labels = np.array(labels, dtype=np.int8)  # 1 and 0 of unpaired rows, -1 of pairs
+        self.has_scores = self._all_scored()
 
     @classmethod
     def of_arrays(cls, tokens: np.ndarray, ends: np.ndarray, sources: StoredPairs) -> TokenizedPairs:
@@ -46,8 +48,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             raise ValueError(f"{len(sources)} pairs and {len(tokens)} tokens do not go with {len(ends)} ends")
         made = cls()
         made._tokens, made._ends = tokens.astype(np.int32, copy=False), ends.astype(np.int64, copy=False)
-        made._scores, made._origins = sources.scores(), sources.origins()
-        made.has_scores = len(sources) > 0 and not bool(np.isnan(made._scores).any())
+        made._scores, made._origins, made._labels = sources.scores(), sources.origins(), sources.labels()
+        made.has_scores = made._all_scored()
         return made
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -74,16 +76,31 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             score_rejected=_score(self._scores[index, 1]),
             index=index,
             origin=self._origins[index],
+            label=None if self._labels[index] < 0 else bool(self._labels[index]),
         )
+
+    @property
+    def is_unpaired(self) -> bool:
+        """Whether rows have one response and a label."""
+        return bool((self._labels >= 0).any())
+
+    def present(self) -> np.ndarray:
+        """Tell which of chosen and rejected response each row has: booleans of shape ``(pairs, 2)``."""
+        return np.stack([self._labels != 0, self._labels != 1], axis=1)
+
+    def _all_scored(self) -> bool:
+        return len(self) > 0 and not bool(np.isnan(self._scores)[self.present()].any())
 
     def lengths(self) -> np.ndarray:
         """Return the tokens of prompt, chosen and rejected response: integers of shape ``(pairs, 3)``."""
         return np.diff(self._ends).reshape(-1, 3)
 
     def digest(self) -> str:
-        """Return the SHA-256 of all tokens and ends: the same for the same pairs in the same order."""
+        """Return the SHA-256 of all tokens, ends and labels: the same for the same pairs in the same order."""
         content = hashlib.sha256(self._ends.astype("<i8").tobytes())
         content.update(self._tokens.astype("<i4").tobytes())
+        if self.is_unpaired:
+            content.update(self._labels.tobytes())
         return content.hexdigest()
 
     def scores_digest(self) -> str:

@@ -293,7 +293,7 @@ class PairTokenizer:
         ids = cut_prompt + chosen + rejected
         counts.tokens += len(ids)
         counts.unknown += 0 if self.unknown is None else int((np.frombuffer(ids, np.int32) == self.unknown).sum())
-        if chosen == rejected:
+        if chosen == rejected and pair.label is None:
             counts.identical += 1
             if self.on_degenerate == "drop":
                 cut = " once truncated" if whole[0] != whole[1] else ""
@@ -302,7 +302,7 @@ class PairTokenizer:
 
     def _response(self, texts: RenderedPair, prompt: array[int], joint: array[int], text: str) -> array[int]:
         eos = self.tokenizer.eos_token_id
-        if not text:  # a demonstration's missing response
+        if not text:  # the absent response of a demonstration or an unpaired row
             return array("i", [eos])
         if joint[: len(prompt)] == prompt:
             ids = joint[len(prompt) :]

@@ -62,6 +62,7 @@ def estimate(
             loss_name=str(hydra.runtime.choices["loss"]),
             needs_rejected=loss.needs_rejected,
             score_range=loss.score_range,
+            takes_unpaired=loss.takes_unpaired,
         )
     check_fit(
         model,

@@ -44,6 +44,7 @@ def sample_data(
     loss_name: str,
     needs_rejected: bool = True,
     score_range: tuple[float, float] | None = None,
+    takes_unpaired: bool = False,
 ) -> DataSample:
     """Read and check the data as a run does, and tokenise ``pairs`` random pairs of each split.
 
@@ -63,6 +64,7 @@ def sample_data(
         loss_name=loss_name,
         needs_rejected=needs_rejected,
         score_range=score_range,
+        takes_unpaired=takes_unpaired,
     )
     return DataSample(
         report,

@@ -138,7 +138,7 @@ class EvaluatedPolicy:
     @cached_property
     def scores(self) -> NDArray[np.float64] | None:
         """True rewards of both responses, shape ``(2, pairs)``: the data's, or its known reward's; None without."""
-        if self.data.test_pairs.has_scores:
+        if self.data.test_pairs.has_scores and not self.data.test_pairs.is_unpaired:
             return np.array([[p.score_chosen for p in self.pairs], [p.score_rejected for p in self.pairs]], float)
         if self.data.oracle is None or any(not isinstance(p.prompt, str) for p in self.texts):
             return None
@@ -309,7 +309,8 @@ class EvaluatedPolicy:
         data.now = first_day(self.target.summary) or data.now
         reported = self.target.run is not None and self.target.own_data
         with contextlib.redirect_stdout(io.StringIO()) if reported else contextlib.nullcontext():
-            data.prepare_pairs(self.tokenizer, self.folder, needs_scores=False, loss_name="none", needs_rejected=False)
+            any_rows = {"needs_scores": False, "needs_rejected": False, "takes_unpaired": True}
+            data.prepare_pairs(self.tokenizer, self.folder, loss_name="none", **any_rows)
         if reported:
             (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them
         section = self.target.config["model"]

@@ -65,7 +65,8 @@ class Suite:
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
         """Refuse a policy whose data lacks something that the suite needs, before weights load."""
-        single = sum(pair.demonstration for pair in policy.texts) if self.needs_rejected else 0
+        paired = (pair.has_chosen and pair.has_rejected for pair in policy.texts)
+        single = len(policy.texts) - sum(paired) if self.needs_rejected else 0
         if single:
             raise CaldpoError(
                 f"compares responses, and {single:,} of {len(policy.texts):,} held-out rows have a single one",

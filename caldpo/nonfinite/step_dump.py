@@ -49,6 +49,7 @@ class DumpedPair(PlainFacts):
     chosen_ids: TokenIds
     rejected_ids: TokenIds
     scores: tuple[Finite, Finite] | None  # true rewards of chosen and rejected, where the data has them
+    label: bool | None = None  # of an unpaired row
     values: dict[str, float]  # by name: log-probs in nats, loss, terms/*, diagnostics/* and of_step/*
 
     def of_step(self) -> dict[str, float]:
@@ -81,6 +82,7 @@ class StepDump(PlainFacts):
             and sum(self.micro_batches) == len(self.pairs)
             and all("loss" in pair.values for pair in self.pairs)
             and all((pair.scores is None) == (first.scores is None) for pair in self.pairs)
+            and all((pair.label is None) == (first.label is None) for pair in self.pairs)
         ):
             raise ValueError("its parts do not fit each other")
         return self
@@ -161,7 +163,10 @@ def _dumped_pairs(seen: SeenBatch, origin: Callable[[int, str], str]) -> list[Du
     scores: list[Any] = [None] * batch.pairs
     if batch.score_chosen is not None and batch.score_rejected is not None:
         scores = list(zip(batch.score_chosen.tolist(), batch.score_rejected.tolist(), strict=True))
-    rows = zip(batch.index.tolist(), batch.weight.tolist(), sequences_of(batch), scores, strict=True)
+    labels: list[bool | None] = [None] * batch.pairs
+    if batch.chosen_present is not None:
+        labels = [present > 0 for present in batch.chosen_present.tolist()]
+    rows = zip(batch.index.tolist(), batch.weight.tolist(), sequences_of(batch), scores, labels, strict=True)
     return [
         DumpedPair(
             origin=origin(index, batch.split),
@@ -171,9 +176,10 @@ def _dumped_pairs(seen: SeenBatch, origin: Callable[[int, str], str]) -> list[Du
             chosen_ids=chosen,
             rejected_ids=rejected,
             scores=pair_scores,
+            label=label,
             values={name: column[i] for name, column in values.items()},
         )
-        for i, (index, weight, (prompt, chosen, rejected), pair_scores) in enumerate(rows)
+        for i, (index, weight, (prompt, chosen, rejected), pair_scores, label) in enumerate(rows)
     ]
 
 

@@ -110,7 +110,8 @@ def batches_of(dump: StepDump, pad_id: int, layout: Layout) -> list[PairBatch]:
     pairs = []
     for p in dump.pairs:
         chosen, rejected = p.scores or (None, None)
-        pairs.append(TokenizedPair(p.prompt_ids, p.chosen_ids, p.rejected_ids, chosen, rejected, p.index, p.origin))
+        ids = p.prompt_ids, p.chosen_ids, p.rejected_ids
+        pairs.append(TokenizedPair(*ids, chosen, rejected, p.index, p.origin, p.label))
     weight = [float(pair.is_real) for pair in dump.pairs]
     batches, start = [], 0
     for size in dump.micro_batches:

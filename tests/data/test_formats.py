@@ -12,6 +12,7 @@ from caldpo.data.formats import detect, formats
 from caldpo.data.formats.hh import split_transcript
 from caldpo.data.formats.trl_standard import common_prompt
 from caldpo.data.pair import PreferencePair
+from caldpo.data.ranked import RankedResponses
 from caldpo.data.raw_row import RowError
 from tests.data.format_rows import assistant, system, tldr, uf, user
 from tests.helpers.messages import refused
@@ -106,6 +107,68 @@ EXAMPLES = [
         {"id": "1", "subreddit": "tifu", "title": "Help", "post": "I lost it.", "summary": "Lost it. "},
         PreferencePair("SUBREDDIT: r/tifu\nTITLE: Help\nPOST: I lost it.\nTL;DR:", " Lost it.", "", demonstration=True),
     ),
+    (
+        "unpaired",
+        {"prompt": "The sky is", "completion": " blue.", "label": True},
+        PreferencePair("The sky is", " blue.", "", label=True),
+    ),
+    (
+        "unpaired",
+        {"prompt": [user("Hi?")], "completion": [assistant("No.")], "label": False},  # as trl-lib/kto-mix-14k
+        PreferencePair(HI, "", "No.", label=False),
+    ),
+    (
+        "unpaired",  # as argilla/kto-mix-15k
+        {"prompt": "Hi?", "completion": [user("Hi?"), assistant("No.")], "label": 0, "rating": 1.0},
+        PreferencePair(HI, "", "No.", label=False),
+    ),
+    (
+        "labelled_conversation",
+        {"messages": [user("Hi?"), assistant("A"), user("B"), assistant("C")], "label": 1},
+        PreferencePair((user("Hi?"), assistant("A"), user("B")), "C", "", label=True),
+    ),
+    (
+        "nectar",
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
+            "answers": [{"answer": "No.", "rank": 2.0, "model": "m"}, {"answer": "Hello.", "rank": 1.0, "model": "n"}],
+        },
+        RankedResponses("\n\nHuman: Hi?\n\nAssistant:", [" No.", " Hello."], [-2.0, -1.0]),
+    ),
+    (
+        "ultrafeedback_completions",
+        {
+            "instruction": "Hi?",
+            "completions": [{"response": "No.", "overall_score": 2.5}, {"response": "Hello.", "overall_score": 8}],
+        },
+        RankedResponses(HI, [assistant("No."), assistant("Hello.")], [2.5, 8.0], scored=True),
+    ),
+    (
+        "ranked_list",
+        {"prompt": "The sky is", "responses": [" blue.", " green."], "scores": [0.5, -1]},
+        RankedResponses("The sky is", [" blue.", " green."], [0.5, -1.0], scored=True),
+    ),
+    (
+        "ranked_list",
+        {"prompt": [user("Hi?")], "responses": [[assistant("No.")], "Hello."], "ranks": [2, 1]},
+        RankedResponses(HI, [assistant("No."), assistant("Hello.")], [-2.0, -1.0]),
+    ),
+    (
+        "several_rejected",
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": [" green.", " red."]},
+        RankedResponses("The sky is", [" blue.", " green.", " red."], [1.0, 0.0, 0.0]),
+    ),
+    (
+        "several_rejected",
+        {
+            "prompt": "Hi?",
+            "chosen": [assistant("Hello.")],
+            "rejected": [[assistant("No.")], [assistant("Go.")]],
+            "score_chosen": 3,
+            "score_rejected": [1, 2],
+        },
+        RankedResponses(HI, [assistant("Hello."), assistant("No."), assistant("Go.")], [3.0, 1.0, 2.0], scored=True),
+    ),
 ]
 
 
@@ -128,8 +191,10 @@ def test_blank_summary_stays_blank():
 
 def test_a_response_that_was_judged_is_not_imitated():
     """TRL's unpaired preferences have a label beside the completion, which may be a bad one."""
-    with refused("completion, label, prompt", "data.columns.prompt=NAME", kind=RowError):
-        detect({"prompt": "Q", "completion": "Bah.", "label": False})
+    for row in ({"prompt": "Q", "completion": "Bah."}, {"messages": [user("Q"), assistant("Bah.")]}):
+        assert formats()[detect(row)].parse(row).demonstration
+        labelled = formats()[detect(row | {"label": False})].parse(row | {"label": False})
+        assert (labelled.demonstration, labelled.chosen, labelled.rejected) == (False, "", "Bah.")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +243,9 @@ def test_no_row_has_two_formats():
     others = [{}, {"prompt_id": "x"}, {"summaries": [], "info": {}}, {"summaries": []}, {"messages": []}]
     others += [{"completion": "x"}, {"completion": [], "messages": []}, {"post": "x", "summary": "y"}]
     others += [{"post": "x", "summary": "y", "messages": [], "completion": "z"}, {"completion": "x", "label": False}]
+    others += [{"messages": [], "label": 1}, {"messages": [], "completion": "x", "label": 1}, {"answers": []}]
+    others += [{"completions": []}, {"responses": []}, {"responses": [], "completions": [], "answers": [], "label": 1}]
+    sides += [["text", "other"], [[user("a")], [user("b")]]]
     for prompt, chosen, rejected, other in itertools.product(prompts, sides, sides, others):
         columns = {"prompt": prompt, "chosen": chosen, "rejected": rejected, **other}
         row = {k: v for k, v in columns.items() if v != "absent"}

@@ -99,7 +99,10 @@ from tests.helpers.messages import names
             },
             ("`prompt`", "user turn"),
         ),
-        ({"text": "a review", "label": 1}, ("label, text", "trl_standard", "`chosen`", "data.columns.prompt=NAME")),
+        (
+            {"text": "a review", "label": 1},
+            ("label, text", "labelled_conversation", "`messages`", "data.columns.prompt=NAME"),
+        ),
         ({"instruction": "i", "output_1": "a", "output_2": "b"}, ("alpaca_farm", "`preference`", "output_1")),
         ({"data": [{"prompt": "q", "chosen": "a", "rejected": "b"}]}, ("one object", "'data'", "list")),
         ({}, ("none", "data.columns.prompt=NAME")),

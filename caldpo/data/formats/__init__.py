@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 from caldpo.data.columns import Columns
 from caldpo.data.pair import PreferencePair
+from caldpo.data.ranked import RankedResponses
 from caldpo.data.raw_row import TURNS, RowError, shown, shown_name
 from caldpo.errors import CaldpoError
 
@@ -35,8 +36,12 @@ class Format(Protocol):
         """Whether the row's columns are this format's, and no other's; the values may still be wrong."""
         ...
 
-    def parse(self, row: Row) -> PreferencePair:
-        """Return the pair of ``row``; raise :class:`RowError` where a column does not hold what the format says."""
+    def parse(self, row: Row) -> PreferencePair | RankedResponses:
+        """Return the pair of ``row``, or the responses that pairs are made of.
+
+        Raises:
+            RowError: a column does not hold what the format says.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caldpo.data.pair import Message, PreferencePair
@@ -14,6 +14,8 @@ from caldpo.data.raw_row import Cell, RowError, looks_encoded, shown
 ROLES = ("system", "user", "assistant", "tool")
 # columns of responses that were compared or judged
 _COMPARED = frozenset(("chosen", "rejected", "summaries", "label", "output_1"))
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}  # in cells of text
+_LISTED = frozenset(("responses", "completions", "answers"))  # columns of several responses
 _DEMONSTRATED = frozenset(("messages", "completion", "summary"))  # columns of a single response to imitate
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of an assistant's reasoning
 _UNREAD = ("images", "image", "audio", "video", "function_call")  # of a message, which change its meaning
@@ -41,7 +43,27 @@ _FOLLOWS = {
 
 def is_demonstration(row: Mapping[str, Any]) -> bool:
     """Whether a row's columns have a response to imitate, and none that was compared or judged."""
-    return not _DEMONSTRATED.isdisjoint(row) and _COMPARED.isdisjoint(row)
+    return not _DEMONSTRATED.isdisjoint(row) and _COMPARED.isdisjoint(row) and _LISTED.isdisjoint(row)
+
+
+def is_unpaired(row: Mapping[str, Any], response: str) -> bool:
+    """Whether a row has one response, in this column, and a label."""
+    return "label" in row and response in row and (_COMPARED - {"label"}).isdisjoint(row)
+
+
+def has_other_responses(row: Mapping[str, Any]) -> bool:
+    """Whether a row has responses other than one chosen and one rejected: one with a label, or several."""
+    if "chosen" in row or "rejected" in row:
+        return has_several_rejected(row)
+    return not _LISTED.isdisjoint(row) or is_unpaired(row, "completion") or is_unpaired(row, "messages")
+
+
+def has_several_rejected(row: Mapping[str, Any]) -> bool:
+    """Whether a row's ``rejected`` is a list of responses, each text or turns."""
+    rejected = row.get("rejected")
+    if not isinstance(rejected, list) or not rejected or "summaries" in row:
+        return False
+    return all(isinstance(one, str) for one in rejected) or all(isinstance(one, list) for one in rejected)
 
 
 def text(row: Mapping[str, Any], column: str) -> str:
@@ -121,6 +143,63 @@ def number(row: Mapping[str, Any], column: str) -> float:
     if not math.isfinite(result):
         raise RowError(f"`{column}` is not finite")
     return result
+
+
+def flag(row: Mapping[str, Any], column: str) -> bool:
+    """Return the truth value in ``column``: true or false, 1 or 0; in a table without types, as text."""
+    value = _present(row, column)
+    if isinstance(value, Cell):
+        value = _LABELS.get(value.strip().lower(), value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    raise RowError(f"`{column}` is neither true nor false, 1 nor 0 ({shown(value)})")
+
+
+def items(row: Mapping[str, Any], column: str) -> list[Any]:
+    """Return the list in ``column``, which is not empty."""
+    value = _present(row, column)
+    if not isinstance(value, list):
+        raise RowError(f"`{column}` is not a list (but {kind(value)})")
+    if not value:
+        raise RowError(f"`{column}` is an empty list")
+    return value
+
+
+def numbers(row: Mapping[str, Any], column: str, count: int) -> list[float]:
+    """Return the finite numbers in the list of ``column``, one for each of ``count`` responses."""
+    values = items(row, column)
+    if len(values) != count:
+        raise RowError(f"`{column}` has another length than the responses ({len(values)} for {count})")
+    return [number({column: value}, column) for value in values]
+
+
+def responses_to(
+    row: Mapping[str, Any], prompt: str, responses: Sequence[Any], column: str
+) -> tuple[str | tuple[Message, ...], Sequence[str] | Sequence[Message]]:
+    """Return the prompt in a column and responses to it, in matching shapes: all text, or all turns.
+
+    A response is text, a turn of the assistant, or a list of one such. Where any of them or the prompt is turns, texts
+    become turns.
+    """
+    asked: str | tuple[Message, ...]
+    asked = conversation(row, prompt) if isinstance(row.get(prompt), list) else text(row, prompt)
+    if isinstance(asked, str) and all(isinstance(one, str) for one in responses):
+        return asked, [text({column: one}, column) for one in responses]
+    turns = (Message(role="user", content=asked),) if isinstance(asked, str) else asked
+    if turns[-1]["role"] not in ("user", "tool"):
+        raise RowError(f"`{prompt}` does not end with a user turn")
+    return turns, [_reply(one, column) for one in responses]
+
+
+def _reply(response: Any, column: str) -> Message:
+    if isinstance(response, str):
+        return Message(role="assistant", content=text({column: response}, column))
+    reply = messages({column: response if isinstance(response, list) else [response]}, column)
+    if len(reply) != 1 or reply[0]["role"] != "assistant":
+        raise RowError(f"`{column}` must hold one assistant message for each response")
+    return reply[0]
 
 
 def pair_of_turns(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from caldpo.data.formats import Row
 from caldpo.data.formats._fields import (
     conversation,
+    has_other_responses,
     is_demonstration,
     messages,
     pair_of_turns,
@@ -25,7 +26,7 @@ COLUMNS = ("chosen", "rejected")
 def matches(row: Row) -> bool:
     """Match a list as prompt, or conversations without a prompt column."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
-    if "summaries" in row or is_demonstration(row):
+    if "summaries" in row or is_demonstration(row) or has_other_responses(row):
         return False
     if prompt is None:
         return "prompt_id" not in row and any(isinstance(side, list) for side in sides)

@@ -7,7 +7,14 @@ which catches columns out of step. ``prompt_id`` and ``messages`` are not read.
 from __future__ import annotations
 
 from caldpo.data.formats import Row
-from caldpo.data.formats._fields import is_demonstration, pair_of_turns, prompt_and_response, scores, text
+from caldpo.data.formats._fields import (
+    has_other_responses,
+    is_demonstration,
+    pair_of_turns,
+    prompt_and_response,
+    scores,
+    text,
+)
 from caldpo.data.pair import PreferencePair
 from caldpo.data.raw_row import RowError
 
@@ -17,7 +24,7 @@ COLUMNS = ("chosen", "rejected")
 def matches(row: Row) -> bool:
     """Match a text prompt (or its id) beside conversations."""
     prompt, sides = row.get("prompt"), [row.get("chosen"), row.get("rejected")]
-    if isinstance(prompt, list) or "summaries" in row or is_demonstration(row):
+    if isinstance(prompt, list) or "summaries" in row or is_demonstration(row) or has_other_responses(row):
         return False
     if all(isinstance(side, str) for side in sides):
         return False

@@ -82,6 +82,13 @@ class Judge(Suite):
     def check_policy(self, policy: EvaluatedPolicy) -> None:
         if self.against == "reference":
             policy.require_reference(self.name)
+        elif lacking := [held_out.origin for held_out in policy.held_out(self.prompts) if not held_out.reference]:
+            raise CaldpoError(
+                f"compares with chosen responses, and {len(lacking):,} held-out prompts have none, first {lacking[0]}",
+                key="judge.against",
+                value=self.against,
+                remedy="set judge.against=reference, or choose other held-out data with data.test",
+            )
 
     @property
     def _prices(self) -> tuple[float, float] | None:
