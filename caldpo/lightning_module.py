@@ -22,11 +22,14 @@ from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.reference.moving_reference import MovingReference
 from caldpo.reference.reference_base import Reference
 from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
 from caldpo.step_metrics import HeldOutMetrics, StepMetrics
 from caldpo.types import PairBatch, PairLogps, assembler
 from caldpo.utils.collectives import largest_over_ranks
+
+MOVED_REFERENCE = "moved_reference"  # key of a checkpoint
 
 
 class PreferenceModule(pl.LightningModule):
@@ -117,6 +120,9 @@ class PreferenceModule(pl.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if batch.filler and self.trainer.world_size == 1:  # it computes only where other ranks wait for its gradient
             return torch.zeros((), device=self.device, requires_grad=True)
+        if isinstance(self.reference, MovingReference):
+            self.reference.follow(self.policy, self.global_step)
+        batch = self.loss.weighed(batch, self.global_step)
         assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
         # Lightning divides by the accumulation and averages gradients over ranks; the loss is the mean over the pairs
         # of the whole optimiser step, whatever their micro-batches.
@@ -211,10 +217,14 @@ class PreferenceModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_good_weights()
         drop_frozen(checkpoint["state_dict"], self)
+        if isinstance(self.reference, MovingReference):
+            checkpoint[MOVED_REFERENCE] = self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # else the strategy has loaded its shards into the weights
             add_frozen(checkpoint["state_dict"], self)
+        if isinstance(self.reference, MovingReference):
+            self.reference.load_state_dict(checkpoint[MOVED_REFERENCE])
 
     def on_train_end(self) -> None:
         self.fetch_rows()

@@ -39,6 +39,7 @@ class PairBatch:
         places: of the pairs among those of the optimiser step, in its order, for losses that depend on the batch.
         ahead: all micro-batches of this rank in the step, in the step's first one, for such losses.
         mismatched: the same prompts, each with the responses of the step's next pair, for losses that need them.
+        token_weights: of the targets, in the sums of log-probs and in the lengths; None: 1.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PairBatch:
         places: Int[Tensor, " pairs"] | None = None,
         ahead: tuple[PairBatch, ...] = (),
         mismatched: PairBatch | None = None,
+        token_weights: Float[Tensor, " targets"] | None = None,
     ) -> None:
         self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
         self.predicts, self.targets, self.response = predicts, targets, response
@@ -71,6 +73,7 @@ class PairBatch:
         self.score_chosen, self.score_rejected = score_chosen, score_rejected
         self.step_pairs, self.filler = step_pairs, filler
         self.places, self.ahead, self.mismatched = places, ahead, mismatched
+        self.token_weights = token_weights
 
     @property
     def pairs(self) -> int:
@@ -83,9 +86,22 @@ class PairBatch:
         return self.input_ids.numel()
 
     def lengths(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """Tokens of the chosen and of the rejected responses."""
+        """Tokens of the chosen and of the rejected responses; the sums of their weights where tokens are weighed."""
         lengths = self.response_lengths.float()
+        if self.token_weights is not None:
+            lengths = torch.zeros_like(lengths).index_add(0, self.response, self.token_weights)
         return lengths[: self.pairs], lengths[self.pairs :]
+
+    def places_in_response(self) -> Int[Tensor, " targets"]:
+        """Place of each target in its response, from 0."""
+        order = torch.arange(2 * self.pairs, device=self.response.device).view(2, -1).T.flatten()
+        counts = self.response_lengths[order]
+        starts = torch.zeros_like(counts).scatter(0, order, counts.cumsum(0) - counts)
+        return torch.arange(len(self.response), device=self.response.device) - starts[self.response]
+
+    def with_token_weights(self, weights: Float[Tensor, " targets"]) -> PairBatch:
+        """The same batch, whose tokens weigh so much in the sums of log-probs."""
+        return PairBatch(**{**vars(self), "token_weights": weights})
 
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of a causal language model's forward."""
@@ -171,6 +187,14 @@ def assembler(
         return PairLogps(chosen, rejected, *some, of_step=statistics)
 
     return assemble
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceMove:
+    """How the reference follows the policy during training."""
+
+    every: int  # optimiser steps
+    share: float  # of the policy's weights in the moved reference; the rest are its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,9 @@ def memory_breakdown(
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         pairs = None if components.data.streaming else plan.pairs
-        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, plan.pairs_seen)
+        # a moved reference is a model in memory, and tokens that are weighed are summed by one
+        live = components.loss.reference_move is not None or components.loss.weighs_tokens
+        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, plan.pairs_seen, live=live)
         reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
@@ -109,14 +111,14 @@ def memory_breakdown(
         step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
         peak = batches[0]
         try:
-            live = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
+            model = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
             for batch in batches:
                 with recomputing(policy, recompute_above is not None and batch.tokens > recompute_above):
                     this = training_step(
                         policy,
                         fake_batch(batch, mode),
                         precision=trainer.precision,
-                        reference=live,
+                        reference=model,
                         accumulates=plan.accumulation > 1,
                         logits_cache_mib=logits_cache_mib,
                     )
@@ -182,9 +184,18 @@ def fake_model_of(source: ModelSource) -> PreTrainedModel:
 
 
 def reference_mode_of(
-    source: ReferenceSource, policy: PreTrainedModel, needed: bool, pairs: int | None, pairs_seen: int
+    source: ReferenceSource,
+    policy: PreTrainedModel,
+    needed: bool,
+    pairs: int | None,
+    pairs_seen: int,
+    *,
+    live: bool = False,
 ) -> ReferenceMode:
-    """Choose the reference mode as the run will; ``needed``: the loss reads the reference's log-probs."""
+    """Choose the reference mode as the run will.
+
+    ``needed``: the loss reads the reference's log-probs; ``live``: where it does, a model computes them as it trains.
+    """
     if isinstance(source, Frozen):
         return "frozen"
     if isinstance(source, Adapter):
@@ -192,7 +203,9 @@ def reference_mode_of(
     if not isinstance(source, Auto):
         return "precomputed"
     in_policy = source.path is None and is_adapted(policy)
-    return choose_mode(trains=needed, pairs=pairs, pairs_seen=pairs_seen, in_policy=in_policy)[0]
+    return choose_mode(
+        trains=needed, pairs=pairs, pairs_seen=pairs_seen, in_policy=in_policy, weighs_tokens=live
+    )[0]
 
 
 def fake_reference(

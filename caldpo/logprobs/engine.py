@@ -1,6 +1,7 @@
 """Compute the summed log-probs of responses by a causal language model.
 
-``log pi(y|x) = sum_t log softmax(logits[t-1])[y_t]`` over the response's tokens, EOS included, in nats. The model's
+``log pi(y|x) = sum_t w_t log softmax(logits[t-1])[y_t]`` over the response's tokens, EOS included, in nats; the weights
+``w_t`` are 1 unless the batch has others. The model's
 own forward runs with its output head bypassed: a hook takes the hidden states before the head, and
 :mod:`caldpo.logprobs.chunked` computes log-probs only at the positions that predict a response token.
 """
@@ -47,7 +48,14 @@ class LogprobEngine:
 
     def __call__(self, batch: PairBatch) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Compute summed log-probs of chosen and rejected responses, nats, in one forward over both."""
-        both = self.responses(batch.predicts, batch.targets, batch.response, 2 * batch.pairs, **batch.model_inputs())
+        both = self.responses(
+            batch.predicts,
+            batch.targets,
+            batch.response,
+            2 * batch.pairs,
+            token_weights=batch.token_weights,
+            **batch.model_inputs(),
+        )
         return both[: batch.pairs], both[batch.pairs :]
 
     def loss(
@@ -69,7 +77,7 @@ class LogprobEngine:
             self._run(batch.predicts, inputs, full_logits=False),
             head.layer.weight,
             head.layer.bias,
-            ResponseTokens(batch.targets, batch.response, batch.pair_tokens),
+            ResponseTokens(batch.targets, batch.response, batch.pair_tokens, batch.token_weights),
             pair_loss,
             transform=head.transform,
             cache_bytes=self.cache_bytes,
@@ -82,6 +90,7 @@ class LogprobEngine:
         targets: Int[Tensor, " tokens"],
         response: Int[Tensor, " tokens"],
         count: int,
+        token_weights: Float[Tensor, " tokens"] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, " responses"]:
         """Compute summed log-probs of ``count`` responses, nats.
@@ -90,6 +99,7 @@ class LogprobEngine:
             predicts: indices into the flattened ``input_ids`` whose hidden states predict the targets.
             targets, response: the response tokens, and the response that each belongs to.
             count: of responses.
+            token_weights: of the response tokens in the sums; None: 1.
             inputs: of the model's forward.
         """
         head = self.head
@@ -106,6 +116,8 @@ class LogprobEngine:
                 transform=head.transform,
                 cache_bytes=self.cache_bytes,
             )
+        if token_weights is not None:
+            values = values * token_weights
         return values.new_zeros(count).index_add(0, response, values)
 
     @property

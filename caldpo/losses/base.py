@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from caldpo.losses.search_space import SearchSpace
-from caldpo.types import LossOutput, PairLogps, StepStatistics
+from caldpo.types import LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
 
 
 class PreferenceLoss(nn.Module, ABC):
@@ -29,6 +29,8 @@ class PreferenceLoss(nn.Module, ABC):
     length_normalised: bool = False  # whether it contrasts means per token rather than sums
     depends_on_batch: bool = False  # whether a pair's loss reads the other pairs of the optimiser step, see observe
     needs_mismatched: bool = False  # whether observe reads log-probs of other prompts' responses as well
+    weighs_tokens: bool = False  # whether log-probs are sums of weighed tokens in training, see weighed
+    reference_move: ReferenceMove | None = None  # how the reference moves during training; None: it stays
     search_space: ClassVar[SearchSpace] = {}  # of its own keys; empty: nothing to search but the learning rate
 
     @property
@@ -49,6 +51,15 @@ class PreferenceLoss(nn.Module, ABC):
         """What the loss's own derivation calls the rewards of chosen and rejected; None where it has none."""
         beta = self.implicit_reward_beta
         return None if beta is None else (beta * logps.chosen_log_ratio, beta * logps.rejected_log_ratio)
+
+    @property
+    def unmodified(self) -> PreferenceLoss:
+        """The loss without its modifiers: itself."""
+        return self
+
+    def weighed(self, batch: PairBatch, step: int) -> PairBatch:
+        """The training batch with the weights of its tokens, after ``step`` optimiser steps: itself where all are 1."""
+        return batch
 
     @abstractmethod
     def forward(self, logps: PairLogps) -> LossOutput:

@@ -152,6 +152,7 @@ def _overflow_error(loss: PreferenceLoss, reason: str) -> CaldpoError:
 
 def _extreme_setting(loss: PreferenceLoss) -> dict[str, Any]:
     """Return key and value of the setting furthest from 1; the loss alone where none is far."""
+    loss = loss.unmodified
     names = inspect.signature(type(loss).__init__).parameters
     settings = {
         name if name in names else f"{part}_{name}": value  # the weight of ``calibration`` is calibration_weight

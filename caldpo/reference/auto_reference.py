@@ -29,10 +29,11 @@ class Auto(Precomputed):
     def build(self, context: ReferenceContext) -> Reference:
         """Choose the mode, print it with the reason, and build the reference."""
         mode, reason = choose_mode(
-            trains=context.streamed or "train" in context.needed_splits,
+            trains=context.streamed or context.weighs_tokens or "train" in context.needed_splits,
             pairs=None if context.streamed else len(context.splits["train"]),
             pairs_seen=context.pairs_seen,
             in_policy=self.path is None and is_adapted(context.policy),
+            weighs_tokens=context.weighs_tokens,
         )
         if is_first_rank():
             Console().print(f"reference=auto: {mode}, {reason}", soft_wrap=True, highlight=False)
@@ -41,7 +42,9 @@ class Auto(Precomputed):
         return Adapter().build(context) if mode == "adapter" else Frozen(self.path, self.distinct).build(context)
 
 
-def choose_mode(*, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool) -> tuple[ReferenceMode, str]:
+def choose_mode(
+    *, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool, weighs_tokens: bool = False
+) -> tuple[ReferenceMode, str]:
     """Choose the reference mode, and give the reason.
 
     Precomputing costs one pass over each split that is needed. A run that sees fewer training pairs than there are
@@ -52,11 +55,13 @@ def choose_mode(*, trains: bool, pairs: int | None, pairs_seen: int, in_policy: 
         pairs: training pairs that there are; None: they are streamed, and cannot be run through the reference first.
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.
+        weighs_tokens: the loss weighs the tokens whose log-probs are summed, and stored sums have no weights.
     """
     if not trains:
         return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
-    if pairs is None:
-        return "adapter" if in_policy else "frozen", "the training pairs are streamed"
+    if pairs is None or weighs_tokens:
+        reason = "the training pairs are streamed" if pairs is None else "the loss weighs the tokens of each pair"
+        return "adapter" if in_policy else "frozen", reason
     share = f"the run sees {pairs_seen:,} pairs of {pairs:,}"
     if pairs_seen >= 0.9 * pairs:
         return "precomputed", f"{share}, so one pass over them serves this run and all that follow"

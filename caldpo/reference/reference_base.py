@@ -94,6 +94,7 @@ class ReferenceContext:
     facts: Mapping[str, str]
     shard: Callable[[PreTrainedModel], None] | None = None
     streamed: bool = False  # the training pairs come as they are read: their log-probs cannot be computed first
+    weighs_tokens: bool = False  # the loss reads sums of weighed tokens, which are not stored
 
     @property
     def sharded(self) -> bool:
@@ -184,7 +185,9 @@ def reference_context(
         policy=policy,
         reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),
         splits={"train": data.train_pairs, "test": data.test_pairs},
-        needed_splits=("train", "test") if loss.needs_reference and data.stream is None else ("test",),
+        needed_splits=("train", "test")
+        if loss.needs_reference and data.stream is None and not loss.weighs_tokens
+        else ("test",),
         batches=data.batches,
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
@@ -192,4 +195,5 @@ def reference_context(
         facts={**facts, "truncation": limits},
         shard=shard,
         streamed=loss.needs_reference and data.stream is not None,
+        weighs_tokens=loss.needs_reference and loss.weighs_tokens,
     )
