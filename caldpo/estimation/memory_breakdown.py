@@ -111,14 +111,14 @@ def memory_breakdown(
         step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
         peak = batches[0]
         try:
-            model = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
+            running = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
             for batch in batches:
                 with recomputing(policy, recompute_above is not None and batch.tokens > recompute_above):
                     this = training_step(
                         policy,
                         fake_batch(batch, mode),
                         precision=trainer.precision,
-                        reference=model,
+                        reference=running,
                         accumulates=plan.accumulation > 1,
                         logits_cache_mib=logits_cache_mib,
                     )
