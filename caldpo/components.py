@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from caldpo.data.datamodule import PairDataModule
+from caldpo.data.pair_stream import REMEMBERED
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.loggers import NoTracker, Tracker
@@ -86,9 +87,9 @@ class Components:
         self.adapter.check()
         self.reference.check()
         self._check_streaming()
+        self._check_mismatched()
         self._check_weighed_tokens()
-        shards = self.trainer.shards_optimizer
-        check_moving(self.loss.reference_move, self.reference, self.adapter, shards=shards)
+        check_moving(self.loss.reference_move, self.reference, self.adapter, shards=self.trainer.shards_optimizer)
         check_adapter(self.reference, self.adapter)
         check_quantized(self.adapter, sharded=sharded)
         check_overflow(
@@ -131,6 +132,38 @@ class Components:
                 value="precomputed",
                 remedy="choose reference=frozen, reference=adapter (with an adapter) or reference=auto",
             )
+
+    def _check_mismatched(self) -> None:
+        """Refuse what a loss that reads mismatched responses cannot have."""
+        if not self.loss.needs_mismatched:
+            return
+        if isinstance(self.reference, Precomputed) and not isinstance(self.reference, Auto):
+            raise CaldpoError(
+                "stores log-probs of each pair's own responses, and the loss needs those of mismatched ones as well",
+                key="reference",
+                value="precomputed",
+                remedy="choose reference=frozen, reference=adapter (with an adapter) or reference=auto",
+            )
+        step = self.data.micro_batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        if step == 1:
+            raise CaldpoError(
+                "an optimiser step has one pair, and the loss compares it with the responses of another",
+                key="data.micro_batch_size",
+                value=self.data.micro_batch_size,
+                remedy="raise it, or trainer.accumulate_grad_batches",
+            )
+        if self.data.streaming and step > REMEMBERED:
+            raise CaldpoError(
+                f"an optimiser step has {step:,} pairs, and the loss compares the last with the first, while a stream"
+                f" remembers {REMEMBERED:,}",
+                key="data.streaming",
+                value="true",
+                remedy="lower data.micro_batch_size or trainer.accumulate_grad_batches, or set data.streaming=false",
+            )
+
+    def step_reading(self) -> dict[str, bool]:
+        """What the loss reads of a step, for :meth:`~caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""
+        return {"reads_ahead": self.loss.depends_on_batch, "mismatched": self.loss.needs_mismatched}
 
     def recompute_above(self, policy: PreTrainedModel, budget: int | None) -> int | None:
         """Tokens above which a micro-batch recomputes its activations, with ``model.gradient_checkpointing=auto``.

@@ -22,15 +22,13 @@ from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
-from caldpo.reference.moving_reference import MovingReference
+from caldpo.reference.moving_reference import MOVED_REFERENCE, MovingReference
 from caldpo.reference.reference_base import Reference
 from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
+from caldpo.step_ahead import StepAhead
 from caldpo.step_metrics import HeldOutMetrics, StepMetrics
-from caldpo.types import PairBatch, PairLogps, assembler
+from caldpo.types import PairBatch, PairLogps, PairRows, assembler
 from caldpo.utils.collectives import largest_over_ranks
-
-MOVED_REFERENCE = "moved_reference"  # key of a checkpoint
-
 
 class PreferenceModule(pl.LightningModule):
     """Trains ``policy`` against ``reference`` with ``loss``.
@@ -70,6 +68,7 @@ class PreferenceModule(pl.LightningModule):
         self.reference, self.optim, self.tokenizer = reference, optim, tokenizer
         self.reward_beta, self.same_start = reward_beta, same_start
         self.engine, self.recompute_above = LogprobEngine(policy, logits_cache_mib), recompute_above
+        self.ahead = StepAhead(loss, self._logps_ahead) if loss.depends_on_batch else None
         self.train_metrics, self.held_out = StepMetrics(), HeldOutMetrics()
         self.nonfinite, self.held_out_guard = nonfinite or NonFiniteGuard(), HeldOutGuard()
         # a step is skipped before its update, so that its metrics have to be known
@@ -117,13 +116,23 @@ class PreferenceModule(pl.LightningModule):
         """Compute log-probs (nats) of a batch by the policy and, where wanted, by the reference."""
         return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
 
+    def _logps_ahead(self, batch: PairBatch) -> PairLogps:
+        batch = self.loss.weighed(batch, self.global_step)
+        with evaluating(self.policy):
+            return self.pair_logps(batch, with_reference=self.loss.needs_reference)
+
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        if batch.filler and self.trainer.world_size == 1:  # it computes only where other ranks wait for its gradient
-            return torch.zeros((), device=self.device, requires_grad=True)
         if isinstance(self.reference, MovingReference):
             self.reference.follow(self.policy, self.global_step)
+        known = None if self.ahead is None else self.ahead.take(batch)
+        if batch.filler and self.trainer.world_size == 1:  # it computes only where other ranks wait for its gradient
+            return torch.zeros((), device=self.device, requires_grad=True)
         batch = self.loss.weighed(batch, self.global_step)
-        assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
+        if known is None:
+            assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
+        else:
+            logps, of_step = known
+            assemble = assembler(batch, (logps.reference_chosen, logps.reference_rejected), of_step)
         # Lightning divides by the accumulation and averages gradients over ranks; the loss is the mean over the pairs
         # of the whole optimiser step, whatever their micro-batches.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_pairs
@@ -167,6 +176,8 @@ class PreferenceModule(pl.LightningModule):
         if len(self.train_metrics.pending) >= self.metrics_sync_every:
             # before the update: with a fetch at every step, no non-finite gradient meets the weights
             self.fetch_rows(about_to_update=self.global_step)
+        if self.ahead is not None:
+            self.ahead.end_step()
         if gradient_clip_val is not None:
             gradients.clip(gradient_clip_val, norm)
 
@@ -241,18 +252,28 @@ class PreferenceModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.held_out.reset(self.device)
         self.held_out_guard.reset()
+        if self.ahead is not None:
+            self.ahead.start_held_out()
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         # With the reference's log-probs whatever the loss, so that the curves of all losses compare.
-        logps = self.pair_logps(batch, with_reference=True)
-        values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
-        self.held_out.add(values, batch)
-        self.held_out_guard.record(batch, logps, values)
+        if self.ahead is not None:  # the loss needs the pairs that are still to come
+            logps = self.ahead.add_held_out(batch, lambda pairs: self.pair_logps(pairs, with_reference=True))
+        else:
+            logps = self.pair_logps(batch, with_reference=True)
+            self._add_held_out(batch, logps)
         if self.global_step == 0 and not self.resumed:
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
+    def _add_held_out(self, batch: PairBatch | PairRows, logps: PairLogps) -> None:
+        values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
+        self.held_out.add(values, batch)
+        self.held_out_guard.record(batch, logps, values)
+
     def require_finite_held_out(self) -> None:
         """Refuse non-finite means of this evaluation, naming rows and terms; all ranks have to call."""
+        for rows, logps in self.ahead.held_out() if self.ahead is not None else ():
+            self._add_held_out(rows, logps)
         if failure := self.held_out_guard.check(self, self.held_out.fetch()):
             self.failure = failure
             raise failure

@@ -173,7 +173,7 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
         budget = choose_budget(components, policy, plan, layout, logits_cache_mib=record.settings.logits_cache_mib)
         return budget.tokens
 
-    plan = data.plan_steps(layout, **trainer.extent(), choose_budget=choose)
+    plan = data.plan_steps(layout, **trainer.extent(), choose_budget=choose, **components.step_reading())
     recompute_above = components.recompute_above(policy, data.budget)
     if data.token_budget is not None:
         print(f"micro-batches: {budget.describe(plan)}", flush=True)

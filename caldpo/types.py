@@ -132,12 +132,30 @@ class PairBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PairRows:
+    """What is kept of a :class:`PairBatch` beside its values: which pairs it has, not their tokens."""
+
+    index: Int[Tensor, " pairs"]
+    weight: Float[Tensor, " pairs"]
+    places: Int[Tensor, " pairs"]  # among the pairs of the step; held-out pairs are one, in the order of their split
+    split: str
+    pairs: int
+    filler: bool
+
+    @classmethod
+    def of(cls, batch: PairBatch) -> PairRows:
+        """Keep the rows of a batch."""
+        places = batch.index if batch.places is None else batch.places
+        return cls(batch.index, batch.weight, places, batch.split, batch.pairs, batch.filler)
+
+
+@dataclass(frozen=True, slots=True)
 class PairLogps:
     """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
 
     The reference's are None while a reference-free loss trains. ``chosen_present`` and ``rejected_present`` are 1 where
-    the row has that response, else 0; None: every row has both. ``of_step`` holds, by name and per pair, what a loss that
-    depends on the batch computed over all pairs of the optimiser step; None: these pairs are all.
+    the row has that response, else 0; None: every row has both. ``of_step`` holds, by name and per pair, what a loss
+    that depends on the batch computed over all pairs of the optimiser step; None: these pairs are all.
     """
 
     policy_chosen: Float[Tensor, " pairs"]

@@ -25,7 +25,7 @@ LAYERS = (
     ("logprobs",),
     ("reference",),
     ("nonfinite",),
-    ("step_metrics", "loggers"),
+    ("step_metrics", "step_ahead", "loggers"),
     ("resume",),
     ("lightning_module",),
     ("callbacks", "lightning_trainer"),

@@ -30,6 +30,8 @@ class MicroBatch:
     rows: tuple[int, ...]  # of the split
     weights: tuple[float, ...]  # 1 for each real pair, 0 for filler
     step_pairs: int  # real pairs of the whole optimiser step, over ranks and accumulation
+    places: tuple[int, ...] = ()  # of the rows in the step, where the loss reads all of it
+    others: tuple[int, ...] = ()  # the step's next row for each, where the loss reads mismatched responses
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ class StepPlan:
     max_steps: int | None = None
     micro_batching: ByCount | ByTokens = ByCount()
     step_size: int = 0  # pairs of a full optimiser step, over all devices; 0: those of full micro-batches
+    reads_ahead: bool = False  # whether a step's first micro-batch brings the others, for a loss that reads all pairs
+    mismatched: bool = False  # whether it reads other prompts' responses as well
 
     def __post_init__(self) -> None:
         self.step_size = self.step_size or self.micro_batch_size * self.accumulation * self.world_size
@@ -316,9 +320,11 @@ class StepBatchSampler(Sampler[MicroBatch]):
         for rows in islice(plan.epoch_steps(self.epoch), first, None):
             batches = plan.micro_batching.split(rows, plan.accumulation * plan.world_size)
             filler = [batch for batch in batches if batch][-1][-1:]  # one of the shortest, where lengths are known
+            places = _Places(rows) if plan.reads_ahead or plan.mismatched else None
             for mine in batches[self.rank :: plan.world_size][skipped:]:
                 weights = (1.0,) * len(mine) or (0.0,)
-                yield MicroBatch(rows=tuple(mine or filler), weights=weights, step_pairs=len(rows))
+                batch = MicroBatch(rows=tuple(mine or filler), weights=weights, step_pairs=len(rows))
+                yield batch if places is None else places.added_to(batch, mismatched=plan.mismatched)
             skipped = 0
 
     def state(self, epoch: int, consumed: int) -> dict[str, Any]:
@@ -343,3 +349,18 @@ class StepBatchSampler(Sampler[MicroBatch]):
     def _identity(self) -> dict[str, int | None]:
         names = ("pairs", "micro_batch_size", "step_size", "accumulation", "world_size", "seed", "dropped")
         return {name: getattr(self.plan, name) for name in names}
+
+
+class _Places:
+    """Where the rows of an optimiser step stand in it."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self._rows = rows
+        self._places = {row: place for place, row in enumerate(rows)}
+
+    def added_to(self, batch: MicroBatch, *, mismatched: bool) -> MicroBatch:
+        """Add the places; ``mismatched``: also the row after each, cyclic, in a step of several."""
+        places = tuple(self._places[row] for row in batch.rows)
+        count = len(self._rows)
+        others = tuple(self._rows[(place + 1) % count] for place in places) if mismatched and count > 1 else ()
+        return replace(batch, places=places, others=others)

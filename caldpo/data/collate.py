@@ -25,6 +25,7 @@ def collate(
     weight: Sequence[float] | None = None,
     step_pairs: int | None = None,
     with_scores: bool | None = None,
+    places: Sequence[int] = (),
 ) -> PairBatch:
     """Collate pairs.
 
@@ -36,6 +37,7 @@ def collate(
         weight: 1 for a real pair, 0 for filler; default: all real.
         step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch.
         with_scores: whether the whole split has scores; default: whether these pairs do.
+        places: of the pairs in the optimiser step, where a loss reads all of it.
     """
     rows = _packed(pairs) if layout == "packed" else _padded(pairs, pad_id)
     if weight is None:
@@ -67,6 +69,7 @@ def collate(
         score_rejected=torch.tensor([r for _, r in scores], dtype=torch.float32) if with_scores else None,
         step_pairs=sum(w > 0 for w in weight) if step_pairs is None else step_pairs,
         filler=not any(weight),
+        places=torch.tensor(places) if places else None,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from caldpo.data.batching import ByTokens, MicroBatch, StepBatchSampler, StepPlan
 from caldpo.data.collate import Layout, collate
+from caldpo.data.pair import TokenizedPair
 from caldpo.data.pair_stream import ENDLESS, PairStream
 from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
@@ -26,12 +30,20 @@ from caldpo.utils.text_format import counted
 
 
 class PairBatches(Dataset["PairBatch | CaldpoError"]):
-    """A split as a dataset of batches: the sampler names the rows of a batch."""
+    """A split as a dataset of batches: the sampler names the rows of a batch.
+
+    ``max_length``: tokens that a prompt and a mismatched response may have together.
+    """
 
     def __init__(
-        self, pairs: TokenizedPairs | PairStream, pad_id: int, layout: Layout = "padded", split: str = ""
+        self,
+        pairs: TokenizedPairs | PairStream,
+        pad_id: int,
+        layout: Layout = "padded",
+        split: str = "",
+        max_length: int = sys.maxsize,
     ) -> None:
-        self.pairs, self.pad_id, self.layout, self.split = pairs, pad_id, layout, split
+        self.pairs, self.pad_id, self.layout, self.split, self.max_length = pairs, pad_id, layout, split, max_length
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -46,15 +58,36 @@ class PairBatches(Dataset["PairBatch | CaldpoError"]):
             return error
 
     def collated(self, batch: MicroBatch) -> PairBatch:
+        pairs = [self.pairs[row] for row in batch.rows]
+        collated = self._collate(pairs, batch, self.split)
+        if batch.others:
+            others = (self.pairs[row] for row in batch.others)
+            mixed = [with_responses(pair, other, self.max_length) for pair, other in zip(pairs, others, strict=True)]
+            collated.mismatched = self._collate(mixed, batch, split="")  # a reference remembers the split's own pairs
+        return collated
+
+    def _collate(self, pairs: Sequence[TokenizedPair], batch: MicroBatch, split: str) -> PairBatch:
         return collate(
-            [self.pairs[row] for row in batch.rows],
+            pairs,
             self.pad_id,
             layout=self.layout,
-            split=self.split,
+            split=split,
             weight=batch.weights,
             step_pairs=batch.step_pairs,
             with_scores=self.pairs.has_scores,
+            places=batch.places,
         )
+
+
+def with_responses(pair: TokenizedPair, other: TokenizedPair, max_length: int) -> TokenizedPair:
+    """The prompt of one pair with the responses of another, cut to ``max_length`` tokens together."""
+    room = max(1, max_length - len(pair.prompt_ids))
+    return replace(
+        other,
+        prompt_ids=pair.prompt_ids,
+        chosen_ids=other.chosen_ids[:room],
+        rejected_ids=other.rejected_ids[:room],
+    )
 
 
 class PairLoader:
@@ -62,7 +95,8 @@ class PairLoader:
 
     Lightning finds ``sampler`` to set the epoch, and ``state_dict`` and ``load_state_dict`` to put the position in the
     epoch into a checkpoint. Not being a ``DataLoader``, it is never rebuilt with another sampler. Batches are counted
-    here rather than in the sampler, which workers make run ahead of training.
+    here rather than in the sampler, which workers make run ahead of training. Where the plan says so, the first batch
+    of an optimiser step brings all of them.
     """
 
     batch_sampler = None  # Lightning looks at it beside ``sampler``
@@ -100,13 +134,24 @@ class PairLoader:
         epoch, start = self.sampler.epoch, self.sampler.start
         self._position = (epoch, start)
         try:
-            for consumed, batch in enumerate(self._loader, start + 1):
-                if isinstance(batch, CaldpoError):
-                    raise batch
+            for consumed, batch in enumerate(self._read(start), start + 1):
                 self._position = (epoch, consumed)
                 yield batch
         finally:
             self.sampler.start = 0
+
+    def _read(self, start: int) -> Iterator[PairBatch]:
+        batches = map(_raised, self._loader)
+        plan = self.sampler.plan
+        if not plan.reads_ahead:
+            yield from batches
+            return
+        if start % plan.accumulation:
+            raise RuntimeError("a loss that reads whole optimiser steps can only go on at the end of one")
+        while step := tuple(islice(batches, plan.accumulation)):
+            first = copy.copy(step[0])
+            first.ahead = step
+            yield from (first, *step[1:])
 
     def close(self) -> None:
         """End the workers."""
@@ -120,6 +165,12 @@ class PairLoader:
         """Go on after the batches that were consumed when the state was taken."""
         self.sampler.load_state(state_dict)
         self._position = (self.sampler.epoch, self.sampler.start)
+
+
+def _raised(batch: PairBatch | CaldpoError) -> PairBatch:
+    if isinstance(batch, CaldpoError):
+        raise batch
+    return batch
 
 
 def _ignore_signals(worker: int) -> None:
@@ -161,6 +212,7 @@ class TokenizedDataModule(LightningDataModule):
         self.layout: Layout = "padded"  # until the model is known
         self.token_budget: int | None = None  # that ``auto`` stands for in this run; None until it is chosen
         self.cut_by: int | None = None  # tokens by which the training's micro-batches are cut; None: by count
+        self.mismatched = False  # whether the loss reads other prompts' responses, until it is known
         self._plan: StepPlan | None = None
         self._pairs: dict[str, TokenizedPairs] = {}
         self.stream: PairStream | None = None  # of the training pairs, whose first ones are in train_pairs then
@@ -196,6 +248,8 @@ class TokenizedDataModule(LightningDataModule):
         max_steps: int | None,
         lengths: np.ndarray | None = None,
         choose_budget: Callable[[StepPlan], int] | None = None,
+        reads_ahead: bool = False,
+        mismatched: bool = False,
     ) -> StepPlan:
         """Plan the optimiser steps of a run, once the model has settled the layout.
 
@@ -207,11 +261,12 @@ class TokenizedDataModule(LightningDataModule):
             world_size, max_epochs, max_steps: see :class:`~caldpo.data.batching.StepPlan`.
             lengths: of the pairs to plan for, ``(pairs, 3)``; None: those of the training split.
             choose_budget: gives :attr:`token_budget` for the plan by count, where that is to be chosen and is not yet.
+            reads_ahead, mismatched: the loss ``depends_on_batch`` and ``needs_mismatched`` responses.
 
         Raises:
             CaldpoError: ``drop_last`` with fewer pairs than one step has.
         """
-        self.layout = layout
+        self.layout, self.mismatched = layout, mismatched
         is_stream = self.stream is not None
         endless = is_stream and lengths is None
         lengths = self.train_pairs.lengths() if lengths is None else lengths
@@ -224,6 +279,8 @@ class TokenizedDataModule(LightningDataModule):
             drop_last=self.drop_last,
             max_epochs=max_epochs,
             max_steps=max_steps,
+            reads_ahead=reads_ahead,
+            mismatched=mismatched,
         )
         if self.max_tokens_per_micro_batch == "auto" and self.token_budget is None and choose_budget is not None:
             self.token_budget = choose_budget(plan)
@@ -277,7 +334,13 @@ class TokenizedDataModule(LightningDataModule):
         world_size, rank = self._ranks()
         lengths = self.test_pairs.lengths()
         one_step = -(-len(lengths) // (self.eval_micro_batch_size * world_size))
-        plan = StepPlan(len(lengths), self.eval_micro_batch_size, accumulation=one_step, world_size=world_size)
+        plan = StepPlan(
+            len(lengths),
+            self.eval_micro_batch_size,
+            accumulation=one_step,
+            world_size=world_size,
+            mismatched=self.mismatched,
+        )
         return self._loader("test", self._within_budget(plan, lengths).sampler(rank))
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
@@ -317,7 +380,7 @@ class TokenizedDataModule(LightningDataModule):
 
     def _dataset(self, name: str) -> PairBatches:
         pairs = self.stream if self.stream is not None and name == "train" else self._split(name)
-        return PairBatches(pairs, self._pad_id, self.layout, name)
+        return PairBatches(pairs, self._pad_id, self.layout, name, self.max_length)
 
     def _loader(self, name: str, sampler: StepBatchSampler) -> PairLoader:
         loader = PairLoader(

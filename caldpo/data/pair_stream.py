@@ -35,7 +35,7 @@ from caldpo.utils.notes import print_notes
 ENDLESS = 2**48  # pairs that a stream is planned to have
 SAMPLE = 256  # rows at the beginning of the first epoch, which are checked and reported before a model loads
 _ROWS = 32  # read and tokenised together
-_REMEMBERED = 1_000  # pairs that can be asked for again, and named
+REMEMBERED = 1_000  # pairs that can be asked for again, and named
 
 
 class ShuffledRows(PairSource):
@@ -131,7 +131,7 @@ class PairStream:
     def __getitem__(self, position: int) -> TokenizedPair:
         if self._next and position < self._next - len(self._latest):
             self._start()  # another pass from the beginning
-        if self._next == 0 and position > _REMEMBERED:
+        if self._next == 0 and position > REMEMBERED:
             self._skip(position)
         while self._next <= position:
             self._latest.append(next(self._pairs))
@@ -158,7 +158,7 @@ class PairStream:
 
     def _start(self) -> None:
         self._pairs, self._next = self._generate(), 0
-        self._latest: deque[TokenizedPair] = deque(maxlen=_REMEMBERED)
+        self._latest: deque[TokenizedPair] = deque(maxlen=REMEMBERED)
 
     def _generate(self) -> Iterator[TokenizedPair]:
         position = 0

@@ -121,7 +121,9 @@ def estimate_needs(cfg: DictConfig, components: Components, pairs: int, memory_g
         return budget.tokens
 
     of_run = repeated_lengths(lengths, pairs)
-    plan = data.plan_steps(layout, **trainer.extent(), lengths=of_run, choose_budget=choose)
+    plan = data.plan_steps(
+        layout, **trainer.extent(), lengths=of_run, choose_budget=choose, **components.step_reading()
+    )
     above = components.recompute_above(policy, data.budget)
     exact_steps = trainer.max_steps is not None
     schedule = step_schedule(lengths, plan, layout, exact_steps=exact_steps, recompute_above=above)
@@ -156,11 +158,13 @@ def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits
     trained, evaluated = epoch * schedule.epochs, evaluation_workload(data, needs.layout, test_pairs)
     cost = memory.cost if needs.recompute_above is None else memory.cost.recomputing(*schedule.recomputed)
     evaluations = count_evaluations(schedule.steps, components.trainer.val_check_interval)
-    needs_reference = bool(components.loss.needs_reference)
+    loss = components.loss
+    needs_reference, passes = bool(loss.needs_reference), 1 + loss.needs_mismatched  # over a pair, and its mismatched
+    evaluated = evaluated * passes
     if memory.reference == "precomputed":  # once per pair
         reference_work = evaluated + epoch * (min(1.0, schedule.epochs) * needs_reference)
     else:
-        reference_work = evaluated * evaluations + trained * needs_reference
+        reference_work = evaluated * evaluations + trained * (needs_reference * passes)
     return run_flops(
         cost,
         trained,
@@ -168,6 +172,7 @@ def estimate_flops(needs: Needs, components: Components, test_pairs: int, logits
         evaluations=evaluations,
         reference=memory.reference_cost,
         reference_work=reference_work,
+        ahead=trained * passes if loss.depends_on_batch else None,
     )
 
 

@@ -18,6 +18,7 @@ from caldpo.estimation.run_flops import ModelCost, model_costs
 from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gathered_bytes
 from caldpo.estimation.step_memory import WEIGHT_DTYPES, StepMemory, bytes_of, evaluation_step, training_step
 from caldpo.logprobs.packed_attention import use_packed_attention
+from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.hub_model import causal_lm_skeleton
@@ -98,9 +99,7 @@ def memory_breakdown(
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         pairs = None if components.data.streaming else plan.pairs
-        # a moved reference is a model in memory, and tokens that are weighed are summed by one
-        live = components.loss.reference_move is not None or components.loss.weighs_tokens
-        reference_mode = reference_mode_of(source, policy, needs_reference, pairs, plan.pairs_seen, live=live)
+        reference_mode = reference_mode_of(source, policy, components.loss, pairs, plan.pairs_seen)
         reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
@@ -111,14 +110,14 @@ def memory_breakdown(
         step, evaluation, unknown = StepMemory(0, 0, 0, 0), 0, ""
         peak = batches[0]
         try:
-            running = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
+            live = {"adapter": policy, "frozen": reference}.get(reference_mode) if needs_reference else None
             for batch in batches:
                 with recomputing(policy, recompute_above is not None and batch.tokens > recompute_above):
                     this = training_step(
                         policy,
                         fake_batch(batch, mode),
                         precision=trainer.precision,
-                        reference=running,
+                        reference=live,
                         accumulates=plan.accumulation > 1,
                         logits_cache_mib=logits_cache_mib,
                     )
@@ -184,18 +183,9 @@ def fake_model_of(source: ModelSource) -> PreTrainedModel:
 
 
 def reference_mode_of(
-    source: ReferenceSource,
-    policy: PreTrainedModel,
-    needed: bool,
-    pairs: int | None,
-    pairs_seen: int,
-    *,
-    live: bool = False,
+    source: ReferenceSource, policy: PreTrainedModel, loss: PreferenceLoss, pairs: int | None, pairs_seen: int
 ) -> ReferenceMode:
-    """Choose the reference mode as the run will.
-
-    ``needed``: the loss reads the reference's log-probs; ``live``: where it does, a model computes them as it trains.
-    """
+    """Choose the reference mode as the run will."""
     if isinstance(source, Frozen):
         return "frozen"
     if isinstance(source, Adapter):
@@ -204,7 +194,12 @@ def reference_mode_of(
         return "precomputed"
     in_policy = source.path is None and is_adapted(policy)
     return choose_mode(
-        trains=needed, pairs=pairs, pairs_seen=pairs_seen, in_policy=in_policy, weighs_tokens=live
+        trains=loss.needs_reference,
+        pairs=pairs,
+        pairs_seen=pairs_seen,
+        in_policy=in_policy,
+        mismatched=loss.needs_mismatched,
+        weighs_tokens=loss.weighs_tokens or loss.reference_move is not None,  # both take a model in memory
     )[0]
 
 

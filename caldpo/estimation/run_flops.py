@@ -232,10 +232,12 @@ def run_flops(
     evaluations: int,
     reference: ModelCost,
     reference_work: Workload,
+    ahead: Workload | None = None,
 ) -> Flops:
     """Add up the FLOPs of a run by part, and in ``total``, over all devices.
 
-    ``trained`` is the work of all training steps, ``evaluated`` that of one evaluation.
+    ``trained`` is the work of all training steps, ``evaluated`` that of one evaluation, and ``ahead`` that of passes
+    before a step's first backward pass, where the loss needs all of the step.
     """
     parts = {
         "forward": forward_flops(cost, trained),
@@ -244,6 +246,8 @@ def run_flops(
         "reference": forward_flops(reference, reference_work),
         "evaluation": evaluations * forward_flops(cost, evaluated),
     }
+    if ahead is not None:
+        parts["read-ahead"] = forward_flops(cost, ahead)
     return parts | {"total": sum(parts.values())}
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from caldpo.losses.exact_buffers import ExactBuffers
 from caldpo.losses.search_space import SearchSpace
 from caldpo.types import LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
 
 
-class PreferenceLoss(nn.Module, ABC):
+class PreferenceLoss(ExactBuffers, ABC):
     """A loss per preference pair.
 
     A loss gets its own fields through its constructor and never sees the configuration. It declares
@@ -65,9 +66,7 @@ class PreferenceLoss(nn.Module, ABC):
     def forward(self, logps: PairLogps) -> LossOutput:
         """Loss per pair, shape ``(pairs,)``, and the terms that add up to it."""
 
-    def observe(
-        self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True
-    ) -> StepStatistics:
+    def observe(self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True) -> StepStatistics:
         """Compute what the losses of the pairs need of all pairs, where the loss ``depends_on_batch``.
 
         Called without gradient before the first backward pass of an optimiser step, with all pairs of the step over
@@ -89,11 +88,3 @@ class PreferenceLoss(nn.Module, ABC):
             return logps.of_step
         with torch.no_grad():
             return self.observe(logps).per_pair
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the buffers with the module, in their own dtype: sums over a run do not fit the dtype of its weights."""
-        kept: dict[str, Any] = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self

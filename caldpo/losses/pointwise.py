@@ -39,3 +39,10 @@ class PointwiseLoss(PreferenceLoss):
 
 def _where(present: Float[Tensor, " pairs"] | None, term: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
     return term if present is None else torch.where(present > 0, term, 0)
+
+
+def sum_and_count(values: Float[Tensor, " pairs"], present: Float[Tensor, " pairs"] | None) -> Float[Tensor, " 2"]:
+    """Add up the values of the rows that have the response, and count these rows; float64, without gradient."""
+    wide = values.detach().double()
+    there = torch.ones_like(wide) if present is None else present.to(wide)
+    return torch.stack([torch.where(there > 0, wide, 0).sum(), there.sum()])

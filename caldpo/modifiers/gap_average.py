@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from caldpo.losses.exact_buffers import ExactBuffers
 from caldpo.types import PairLogps
 
 KEPT = "kept"
@@ -18,7 +19,7 @@ KEPT = "kept"
 over all pairs of the step the mean over them."""
 
 
-class GapAverage(nn.Module):
+class GapAverage(ExactBuffers):
     """Buffers of the averages, float64: they are in checkpoints."""
 
     mean: Tensor

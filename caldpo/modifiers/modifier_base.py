@@ -12,17 +12,18 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.exact_buffers import ExactBuffers
 from caldpo.types import LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
 
 Losses = Callable[[PairLogps], Tensor]
 """The loss of each pair as the modifiers before this one leave it."""
 
 
-class Modifier(nn.Module, ABC):
+class Modifier(ExactBuffers, ABC):
     """Changes how a loss of pairs is computed. Its settings are its constructor's arguments.
 
     Like a loss it declares what it needs; nobody asks for its name but messages.
@@ -150,6 +151,11 @@ class ReferenceUpdate(Modifier):
     needs_reference = True
 
     move: ReferenceMove
+
+    def check(self, loss: PreferenceLoss) -> None:
+        super().check(loss)
+        if loss.needs_mismatched:
+            raise self.refusal(loss, "also reads the reference's log-probs of responses to other prompts")
 
 
 ORDER: tuple[type[Modifier], ...] = (

@@ -20,6 +20,7 @@ from caldpo.types import PairBatch
 from caldpo.utils.atomic_io import write_text
 
 FOLDER = "nonfinite_batches"
+OF_STEP = "of_step/"  # before the names of what the loss computed over all pairs of the step
 
 
 def _printable(text: Any) -> Any:
@@ -48,7 +49,11 @@ class DumpedPair(PlainFacts):
     chosen_ids: TokenIds
     rejected_ids: TokenIds
     scores: tuple[Finite, Finite] | None  # true rewards of chosen and rejected, where the data has them
-    values: dict[str, float]  # by name: log-probs in nats, loss, terms/* and diagnostics/*
+    values: dict[str, float]  # by name: log-probs in nats, loss, terms/*, diagnostics/* and of_step/*
+
+    def of_step(self) -> dict[str, float]:
+        """What the loss had computed over all pairs of the step, by name."""
+        return {name.removeprefix(OF_STEP): value for name, value in self.values.items() if name.startswith(OF_STEP)}
 
 
 class StepDump(PlainFacts):
@@ -151,7 +156,8 @@ def last_checkpoint(run_dir: Path, step: int) -> str | None:
 def _dumped_pairs(seen: SeenBatch, origin: Callable[[int, str], str]) -> list[DumpedPair]:
     batch = seen.batch
     logps = {name: getattr(seen.logps, name) for name in LOGPS}
-    values = {name: value.tolist() for name, value in (logps | seen.values).items() if value is not None}
+    of_step = {f"{OF_STEP}{name}": value for name, value in (seen.logps.of_step or {}).items()}
+    values = {name: value.tolist() for name, value in (logps | of_step | seen.values).items() if value is not None}
     scores: list[Any] = [None] * batch.pairs
     if batch.score_chosen is not None and batch.score_rejected is not None:
         scores = list(zip(batch.score_chosen.tolist(), batch.score_rejected.tolist(), strict=True))

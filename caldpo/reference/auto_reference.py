@@ -33,6 +33,7 @@ class Auto(Precomputed):
             pairs=None if context.streamed else len(context.splits["train"]),
             pairs_seen=context.pairs_seen,
             in_policy=self.path is None and is_adapted(context.policy),
+            mismatched=context.mismatched,
             weighs_tokens=context.weighs_tokens,
         )
         if is_first_rank():
@@ -43,7 +44,13 @@ class Auto(Precomputed):
 
 
 def choose_mode(
-    *, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool, weighs_tokens: bool = False
+    *,
+    trains: bool,
+    pairs: int | None,
+    pairs_seen: int,
+    in_policy: bool,
+    mismatched: bool = False,
+    weighs_tokens: bool = False,
 ) -> tuple[ReferenceMode, str]:
     """Choose the reference mode, and give the reason.
 
@@ -55,8 +62,11 @@ def choose_mode(
         pairs: training pairs that there are; None: they are streamed, and cannot be run through the reference first.
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.
+        mismatched: the loss reads log-probs of other prompts' responses, which each step draws anew.
         weighs_tokens: the loss weighs the tokens whose log-probs are summed, and stored sums have no weights.
     """
+    if mismatched:
+        return "adapter" if in_policy else "frozen", "the loss needs log-probs of mismatched responses"
     if not trains:
         return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
     if pairs is None or weighs_tokens:

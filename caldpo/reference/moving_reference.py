@@ -25,6 +25,8 @@ from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import Logps, Reference, ReferenceContext, ReferenceSource
 from caldpo.types import PairBatch, ReferenceMove
 
+MOVED_REFERENCE = "moved_reference"  # key of a checkpoint
+
 
 class MovingReference:
     """Runs a model that is moved towards the policy, beside the reference that the run started from.
@@ -107,9 +109,10 @@ def build_reference(source: ReferenceSource, context: ReferenceContext, move: Re
         return source.build(context)
     held_out = replace(context, needed_splits=("test",), streamed=False)
     # by its own build, auto would choose a mode for the training pairs, which are not compared with it
-    start = Precomputed.build(source, held_out) if isinstance(source, Auto) else source.build(held_out)
-    dtype = source.dtype if isinstance(source, Frozen) else "same"
-    return MovingReference(start, Frozen(source.path, source.distinct, dtype).build(context), move)
+    moving = source if isinstance(source, Frozen) else Frozen(source.path, source.distinct)
+    stored = isinstance(source, Auto) and not context.mismatched
+    start = Precomputed.build(source, held_out) if stored else moving.build(held_out)  # type: ignore[arg-type]
+    return MovingReference(start, moving.build(context), move)
 
 
 def check_moving(

@@ -80,6 +80,7 @@ class ReferenceContext:
         precision: makes a context in which forward passes have the run's precision (autocast, if any).
         pairs_seen: training pairs that the run will see, repeats counted.
         facts: sources of the tokens, written beside cached log-probs for people.
+        mismatched: the loss needs log-probs of other prompts' responses.
         shard: shards a model over the ranks, in place, as the policy is; None: each rank has full models.
     """
 
@@ -93,6 +94,7 @@ class ReferenceContext:
     pairs_seen: int
     facts: Mapping[str, str]
     shard: Callable[[PreTrainedModel], None] | None = None
+    mismatched: bool = False
     streamed: bool = False  # the training pairs come as they are read: their log-probs cannot be computed first
     weighs_tokens: bool = False  # the loss reads sums of weighed tokens, which are not stored
 
@@ -194,6 +196,7 @@ def reference_context(
         pairs_seen=pairs_seen,
         facts={**facts, "truncation": limits},
         shard=shard,
+        mismatched=loss.needs_mismatched,
         streamed=loss.needs_reference and data.stream is not None,
         weighs_tokens=loss.needs_reference and loss.weighs_tokens,
     )

@@ -83,8 +83,10 @@ def run_pass(
             references = [reference_engine(batch) for batch in batches]
     engine = LogprobEngine(policy, logits_cache_mib)
     columns: dict[str, list[float]] = {}
+    start = 0
     for batch, reference_logps in zip(batches, references, strict=True):
-        assemble = assembler(batch, reference_logps)
+        assemble = assembler(batch, reference_logps, _of_step(pairs[start : start + batch.pairs], batch.weight))
+        start += batch.pairs
         weight, factor = batch.weight, scale / batch.step_pairs
 
         def summed(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
@@ -126,6 +128,12 @@ def run_pass(
         gradient_norms=group_norms(policy),
         nonfinite_gradients=nonfinite_gradients(policy),
     )
+
+
+def _of_step(pairs: Sequence[DumpedPair], like: Tensor) -> dict[str, Tensor] | None:
+    """What the loss computed over the whole step as the run had it: other ranks' pairs are not in the dump."""
+    rows = [pair.of_step() for pair in pairs]
+    return {name: like.new_tensor([row[name] for row in rows]) for name in rows[0]} or None
 
 
 def group_norms(policy: PreTrainedModel) -> dict[str, float]:

@@ -242,7 +242,7 @@ def test_rows_are_counted_whoever_reads_the_stream(tmp_path: Path, workers: int)
 
 
 def test_a_long_way_to_where_the_run_goes_on_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    far = pair_stream._REMEMBERED + COUNT
+    far = pair_stream.REMEMBERED + COUNT
     expected = origins(stream(tmp_path), far + 1)[-1]
     assert "again" not in capsys.readouterr().out
     assert origins(stream(tmp_path), 1, far) == [expected]

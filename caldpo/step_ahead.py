@@ -1,0 +1,119 @@
+"""Compute what a loss needs of all pairs of an optimiser step before the step's first backward pass.
+
+The policy runs the step's micro-batches once more, without gradient and without dropout: one more forward pass, only
+for losses that depend on the batch. The reference's log-probs are kept for the pass with gradient. Ranks put their
+pairs into one table in the step's order, so that nothing depends on how the step is divided.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from caldpo.losses.base import PreferenceLoss
+from caldpo.metrics import sum_over_ranks
+from caldpo.types import PairBatch, PairLogps, PairRows, StepStatistics
+
+_COLUMNS = tuple(field.name for field in fields(PairLogps) if field.name != "of_step")
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPairs:
+    """Log-probs of a batch, without gradient, and of its mismatched responses, where the loss needs them."""
+
+    rows: PairRows
+    logps: PairLogps
+    mismatched: PairLogps | None
+
+    def statistics(self, step: StepStatistics) -> dict[str, Tensor]:
+        """Pick the statistics of these pairs."""
+        return {name: values[self.rows.places] for name, values in step.per_pair.items()}
+
+
+class StepAhead:
+    """The statistics of the current optimiser step, micro-batch by micro-batch, and of the held-out pairs.
+
+    Args:
+        loss: that depends on the batch.
+        run: computes the log-probs of a batch without gradient and without dropout, the reference's if the loss needs
+            them.
+    """
+
+    def __init__(self, loss: PreferenceLoss, run: Callable[[PairBatch], PairLogps]) -> None:
+        self._loss, self._run = loss, run
+        self._coming: deque[tuple[PairLogps, dict[str, Tensor]]] = deque()
+        self._state: dict[str, Tensor] = {}
+        self._held_out: list[SeenPairs] = []
+        self._held_out_count = 0
+
+    def take(self, batch: PairBatch) -> tuple[PairLogps, dict[str, Tensor]]:
+        """Give a micro-batch's log-probs and statistics; its step's first one makes all of the step be computed."""
+        if batch.ahead:
+            seen = [_see(one, self._run) for one in batch.ahead]
+            # under autocast the weights' copies of a pass without gradient must not serve one with it
+            torch.clear_autocast_cache()
+            step = _observed(self._loss, seen, batch.step_pairs, training=True)
+            self._coming = deque((one.logps, one.statistics(step)) for one in seen)
+            self._state = step.state
+        if not self._coming:
+            raise RuntimeError("the loss reads whole optimiser steps: the data has to be planned with reads_ahead=True")
+        return self._coming.popleft()
+
+    def end_step(self) -> None:
+        """Write what the loss remembers of the step into its buffers, once its last backward pass is done."""
+        with torch.no_grad():
+            for name, value in self._state.items():
+                self._loss.get_buffer(name).copy_(value)
+        self._state = {}
+
+    def start_held_out(self) -> None:
+        """Begin an evaluation."""
+        self._held_out = []
+
+    def add_held_out(self, batch: PairBatch, run: Callable[[PairBatch], PairLogps]) -> PairLogps:
+        """Run a batch of held-out pairs, and keep its log-probs until those of all are known."""
+        self._held_out.append(_see(batch, run))
+        self._held_out_count = batch.step_pairs
+        return self._held_out[-1].logps
+
+    def held_out(self) -> Iterator[tuple[PairRows, PairLogps]]:
+        """Yield the kept log-probs, once, with the statistics of all held-out pairs; all ranks have to call.
+
+        They are one step, and what the loss remembers does not change.
+        """
+        seen, self._held_out = self._held_out, []
+        if seen:
+            step = _observed(self._loss, seen, self._held_out_count, training=False)
+            yield from ((one.rows, replace(one.logps, of_step=one.statistics(step))) for one in seen)
+
+
+def _observed(loss: PreferenceLoss, seen: Sequence[SeenPairs], pairs: int, *, training: bool) -> StepStatistics:
+    """Let the loss observe a step of ``pairs`` pairs, of which this rank has ``seen`` some; all ranks have to call."""
+    step = _in_order([(one.rows, one.logps) for one in seen], pairs)
+    mixed = [(one.rows, one.mismatched) for one in seen if one.mismatched is not None]
+    with torch.no_grad():
+        return loss.observe(step, _in_order(mixed, pairs) if mixed else None, training=training)
+
+
+def _in_order(parts: Sequence[tuple[PairRows, PairLogps]], pairs: int) -> PairLogps:
+    """Put the pairs of all ranks into the step's order, without filler.
+
+    Each pair is one rank's: the others add 0, which changes no digit.
+    """
+    first = parts[0][1]
+    names = [name for name in _COLUMNS if getattr(first, name) is not None]
+    columns = [torch.stack([getattr(logps, name) for name in names]) for _, logps in parts]
+    table = columns[0].new_zeros(len(names), pairs)
+    for (rows, _), values in zip(parts, columns, strict=True):
+        if not rows.filler:
+            table[:, rows.places] = values
+    return PairLogps(**dict.fromkeys(_COLUMNS[:6]) | dict(zip(names, sum_over_ranks(table), strict=True)))
+
+
+def _see(batch: PairBatch, run: Callable[[PairBatch], PairLogps]) -> SeenPairs:
+    mismatched = None if batch.mismatched is None else run(batch.mismatched)
+    return SeenPairs(PairRows.of(batch), run(batch), mismatched)
