@@ -30,6 +30,7 @@ from caldpo.step_metrics import HeldOutMetrics, StepMetrics
 from caldpo.types import PairBatch, PairLogps, PairRows, assembler
 from caldpo.utils.collectives import largest_over_ranks
 
+
 class PreferenceModule(pl.LightningModule):
     """Trains ``policy`` against ``reference`` with ``loss``.
 

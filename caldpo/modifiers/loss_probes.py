@@ -19,17 +19,14 @@ from caldpo.types import PairLogps
 
 def probe() -> PairLogps:
     """Two mild pairs, with scores: no hinge is flat on them, and their responses differ in length."""
-    columns = {
-        "policy_chosen": (-2.3, -4.1),
-        "policy_rejected": (-3.2, -3.4),
-        "reference_chosen": (-2.9, -4.0),
-        "reference_rejected": (-3.0, -3.6),
-        "chosen_tokens": (3.0, 5.0),
-        "rejected_tokens": (4.0, 2.0),
-        "score_chosen": (0.8, 0.6),
-        "score_rejected": (0.1, 0.3),
-    }
-    return PairLogps(**{name: torch.tensor(two, dtype=torch.float64) for name, two in columns.items()})
+    chosen, rejected = _two(-2.3, -4.1), _two(-3.2, -3.4)
+    reference = _two(-2.9, -4.0), _two(-3.0, -3.6)
+    tokens, scores = (_two(3.0, 5.0), _two(4.0, 2.0)), (_two(0.8, 0.6), _two(0.1, 0.3))
+    return PairLogps(chosen, rejected, *reference, *tokens, *scores)
+
+
+def _two(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @contextmanager
@@ -70,11 +67,10 @@ def reads_only_the_gap(loss: PreferenceLoss) -> bool:
     if not loss.needs_reference or loss.depends_on_batch:
         return False
     logps = probe()
-    assert logps.reference_chosen is not None and logps.reference_rejected is not None
-    both = replace(
-        logps, reference_chosen=logps.reference_chosen - 0.2, reference_rejected=logps.reference_rejected - 0.2
-    )
+    assert logps.reference_chosen is not None
+    assert logps.reference_rejected is not None
     one = replace(logps, reference_chosen=logps.reference_chosen - 0.2)
+    both = replace(one, reference_rejected=logps.reference_rejected - 0.2)
     plain = loss(logps).loss
     same = torch.allclose(loss(both).loss, plain, rtol=1e-9, atol=1e-12)
     return same and not torch.allclose(loss(one).loss, plain, rtol=1e-9, atol=1e-12)

@@ -55,15 +55,16 @@ class ModifiedLoss(PreferenceLoss):
         self.loss = loss
         self.modifiers = nn.ModuleDict({modifier.name: modifier for modifier in ordered})
         # in lists, also where there is one at most: attributes would be registered twice, and saved twice
-        self._token_weights, self._betas = _one(TokenWeight, ordered), _one(BetaScale, ordered)
-        self._objectives = _one(StepObjective, ordered)
+        self._token_weights = _one([m for m in ordered if isinstance(m, TokenWeight)])
+        self._betas = _one([m for m in ordered if isinstance(m, BetaScale)])
+        self._objectives = _one([m for m in ordered if isinstance(m, StepObjective)])
         self._shifts = [m for m in ordered if isinstance(m, Shift)]
         self._pair_weights = [m for m in ordered if isinstance(m, PairWeight)]
         self._added = [m for m in ordered if isinstance(m, AddedTerm)]
         self._observers = [m for m in ordered if m.depends_on_batch]
         if self._objectives and any(m.depends_on_batch for m in self._pair_weights):
             raise _exclusion([*(m for m in self._pair_weights if m.depends_on_batch), *self._objectives])
-        moves = [m.move for m in _one(ReferenceUpdate, ordered)]
+        moves = [m.move for m in _one([m for m in ordered if isinstance(m, ReferenceUpdate)])]
         self.reference_move = moves[0] if moves else None
         self.needs_reference, self.needs_rejected = loss.needs_reference, loss.needs_rejected
         self.needs_scores = loss.needs_scores or any(m.needs_scores for m in ordered)
@@ -99,9 +100,7 @@ class ModifiedLoss(PreferenceLoss):
             batch = batch.with_token_weights(modifier.weights(batch, step))
         return batch
 
-    def observe(
-        self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True
-    ) -> StepStatistics:
+    def observe(self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True) -> StepStatistics:
         per_pair: dict[str, Tensor] = {}
         state: dict[str, Tensor] = {}
         shifted = self._shifted(step)
@@ -148,9 +147,8 @@ class ModifiedLoss(PreferenceLoss):
         return LossOutput(loss, terms, diagnostics)
 
 
-def _one(kind: type[Kind], modifiers: list[Modifier]) -> list[Kind]:
-    """Find the modifiers of a kind of which a loss can have one: none, or one."""
-    found = [modifier for modifier in modifiers if isinstance(modifier, kind)]
+def _one(found: list[Kind]) -> list[Kind]:
+    """Refuse several modifiers of a kind of which a loss can have one."""
     if len(found) > 1:
         raise _exclusion(found)
     return found

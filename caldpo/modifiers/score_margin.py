@@ -57,7 +57,8 @@ class ScoreMargin(Shift):
                 value=self.name,
                 remedy="leave it out, or use data with score_chosen and score_rejected",
             )
-        assert beta is not None and logps.reference_chosen is not None, "check refuses such losses"
+        assert beta is not None, "check refuses losses without"
+        assert logps.reference_chosen is not None, "check refuses losses without"
         dtype = logps.policy_chosen.dtype
         margin = (logps.score_chosen.to(dtype) - logps.score_rejected.to(dtype)) * (self.scale / beta)
         return replace(logps, reference_chosen=logps.reference_chosen + margin)

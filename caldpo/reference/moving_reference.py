@@ -115,9 +115,7 @@ def build_reference(source: ReferenceSource, context: ReferenceContext, move: Re
     return MovingReference(start, moving.build(context), move)
 
 
-def check_moving(
-    move: ReferenceMove | None, source: ReferenceSource, adapter: AdapterSource, *, shards: bool
-) -> None:
+def check_moving(move: ReferenceMove | None, source: ReferenceSource, adapter: AdapterSource, *, shards: bool) -> None:
     """Refuse before weights load a reference that cannot move.
 
     Args:
