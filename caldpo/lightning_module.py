@@ -27,7 +27,7 @@ from caldpo.reference.reference_base import Reference
 from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
 from caldpo.step_ahead import StepAhead
 from caldpo.step_metrics import HeldOutMetrics, StepMetrics
-from caldpo.types import PairBatch, PairLogps, PairRows, assembler
+from caldpo.types import PairBatch, PairLogps, assembler
 from caldpo.utils.collectives import largest_over_ranks
 
 
@@ -266,15 +266,15 @@ class PreferenceModule(pl.LightningModule):
         if self.global_step == 0 and not self.resumed:
             self.start_ratios.append(start_ratios(logps, batch.weight))  # fetched together at the end
 
-    def _add_held_out(self, batch: PairBatch | PairRows, logps: PairLogps) -> None:
+    def _add_held_out(self, batch: PairBatch, logps: PairLogps) -> None:
         values = loss_metrics(self.loss(logps)) | pair_metrics(logps, self.reward_beta)
         self.held_out.add(values, batch)
         self.held_out_guard.record(batch, logps, values)
 
     def require_finite_held_out(self) -> None:
         """Refuse non-finite means of this evaluation, naming rows and terms; all ranks have to call."""
-        for rows, logps in self.ahead.held_out() if self.ahead is not None else ():
-            self._add_held_out(rows, logps)
+        for batch, logps in self.ahead.held_out() if self.ahead is not None else ():
+            self._add_held_out(batch, logps)
         if failure := self.held_out_guard.check(self, self.held_out.fetch()):
             self.failure = failure
             raise failure

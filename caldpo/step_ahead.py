@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import sum_over_ranks
-from caldpo.types import PairBatch, PairLogps, PairRows, StepStatistics
+from caldpo.types import PairBatch, PairLogps, StepStatistics
 
 _COLUMNS = tuple(field.name for field in fields(PairLogps) if field.name != "of_step")
 
@@ -25,13 +25,18 @@ _COLUMNS = tuple(field.name for field in fields(PairLogps) if field.name != "of_
 class SeenPairs:
     """Log-probs of a batch, without gradient, and of its mismatched responses, where the loss needs them."""
 
-    rows: PairRows
+    batch: PairBatch  # without tokens
     logps: PairLogps
     mismatched: PairLogps | None
 
+    @property
+    def places(self) -> Tensor:
+        """Of the pairs in the step; held-out pairs are one step, in the order of their split."""
+        return self.batch.index if self.batch.places is None else self.batch.places
+
     def statistics(self, step: StepStatistics) -> dict[str, Tensor]:
         """Pick the statistics of these pairs."""
-        return {name: values[self.rows.places] for name, values in step.per_pair.items()}
+        return {name: values[self.places] for name, values in step.per_pair.items()}
 
 
 class StepAhead:
@@ -80,7 +85,7 @@ class StepAhead:
         self._held_out_count = batch.step_pairs
         return self._held_out[-1].logps
 
-    def held_out(self) -> Iterator[tuple[PairRows, PairLogps]]:
+    def held_out(self) -> Iterator[tuple[PairBatch, PairLogps]]:
         """Yield the kept log-probs, once, with the statistics of all held-out pairs; all ranks have to call.
 
         They are one step, and what the loss remembers does not change.
@@ -88,18 +93,18 @@ class StepAhead:
         seen, self._held_out = self._held_out, []
         if seen:
             step = _observed(self._loss, seen, self._held_out_count, training=False)
-            yield from ((one.rows, replace(one.logps, of_step=one.statistics(step))) for one in seen)
+            yield from ((one.batch, replace(one.logps, of_step=one.statistics(step))) for one in seen)
 
 
 def _observed(loss: PreferenceLoss, seen: Sequence[SeenPairs], pairs: int, *, training: bool) -> StepStatistics:
     """Let the loss observe a step of ``pairs`` pairs, of which this rank has ``seen`` some; all ranks have to call."""
-    step = _in_order([(one.rows, one.logps) for one in seen], pairs)
-    mixed = [(one.rows, one.mismatched) for one in seen if one.mismatched is not None]
+    step = _in_order([(one, one.logps) for one in seen], pairs)
+    mixed = [(one, one.mismatched) for one in seen if one.mismatched is not None]
     with torch.no_grad():
         return loss.observe(step, _in_order(mixed, pairs) if mixed else None, training=training)
 
 
-def _in_order(parts: Sequence[tuple[PairRows, PairLogps]], pairs: int) -> PairLogps:
+def _in_order(parts: Sequence[tuple[SeenPairs, PairLogps]], pairs: int) -> PairLogps:
     """Put the pairs of all ranks into the step's order, without filler.
 
     Each pair is one rank's: the others add 0, which changes no digit.
@@ -108,12 +113,12 @@ def _in_order(parts: Sequence[tuple[PairRows, PairLogps]], pairs: int) -> PairLo
     names = [name for name in _COLUMNS if getattr(first, name) is not None]
     columns = [torch.stack([getattr(logps, name) for name in names]) for _, logps in parts]
     table = columns[0].new_zeros(len(names), pairs)
-    for (rows, _), values in zip(parts, columns, strict=True):
-        if not rows.filler:
-            table[:, rows.places] = values
+    for (one, _), values in zip(parts, columns, strict=True):
+        if not one.batch.filler:
+            table[:, one.places] = values
     return PairLogps(**dict.fromkeys(_COLUMNS[:6]) | dict(zip(names, sum_over_ranks(table), strict=True)))
 
 
 def _see(batch: PairBatch, run: Callable[[PairBatch], PairLogps]) -> SeenPairs:
     mismatched = None if batch.mismatched is None else run(batch.mismatched)
-    return SeenPairs(PairRows.of(batch), run(batch), mismatched)
+    return SeenPairs(batch.without_tokens(), run(batch), mismatched)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from caldpo.metrics import WeightedMeans, sum_over_ranks
-from caldpo.types import PairBatch, PairRows
+from caldpo.types import PairBatch
 
 OWN = ("tokens", "grad_norm", "clipped")  # values of a row after the means
 
@@ -117,7 +117,7 @@ class HeldOutMetrics:
         self._means.reset()
         self._means.to(device)
 
-    def add(self, values: Mapping[str, Tensor], batch: PairBatch | PairRows) -> None:
+    def add(self, values: Mapping[str, Tensor], batch: PairBatch) -> None:
         """Add a batch's values, each of shape ``(pairs,)``."""
         self._means.update(values, batch.weight)
 

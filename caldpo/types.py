@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,6 +117,14 @@ class PairBatch:
         unused = self.attention_mask.new_ones(1, 1, 1, 1)
         return inputs | {"attention_mask": unused, "spans": self.spans}
 
+    def without_tokens(self) -> PairBatch:
+        """The same pairs to be kept for later: what is known of each, and none of its tokens."""
+        kept = copy.copy(self)
+        kept.input_ids = kept.position_ids = kept.attention_mask = self.input_ids[:0]
+        kept.predicts = kept.targets = kept.response = self.targets[:0]
+        kept.ahead, kept.mismatched = (), None
+        return kept
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -129,24 +138,6 @@ class PairBatch:
         moved["ahead"] = tuple(batch._each(move) for batch in self.ahead)
         moved["mismatched"] = self.mismatched and self.mismatched._each(move)
         return PairBatch(**moved)
-
-
-@dataclass(frozen=True, slots=True)
-class PairRows:
-    """What is kept of a :class:`PairBatch` beside its values: which pairs it has, not their tokens."""
-
-    index: Int[Tensor, " pairs"]
-    weight: Float[Tensor, " pairs"]
-    places: Int[Tensor, " pairs"]  # among the pairs of the step; held-out pairs are one, in the order of their split
-    split: str
-    pairs: int
-    filler: bool
-
-    @classmethod
-    def of(cls, batch: PairBatch) -> PairRows:
-        """Keep the rows of a batch."""
-        places = batch.index if batch.places is None else batch.places
-        return cls(batch.index, batch.weight, places, batch.split, batch.pairs, batch.filler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from caldpo.utils.atomic_io import atomic_folder
 from caldpo.utils.collectives import call_on_all_ranks, is_first_rank
 
 OWN_KEY = "caldpo"  # of a checkpoint: what it holds besides Lightning's own entries
+_POLICY = "policy."  # before the names of its weights in the training module
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of a full disk: the system's, torch's, safetensors' own
 _VISIBLE_WITHIN = 60.0  # seconds that a network file system may take to show a file to another machine
 
@@ -109,7 +110,8 @@ def policy_weights(folder: Path) -> dict[str, Tensor]:
         raise CaldpoError(
             f"this checkpoint is damaged: {damage}", key=str(folder), remedy="remove it, to use the one before it"
         ) from damage
-    return {name.removeprefix("policy."): value for name, value in load_weights(folder).items()}
+    weights = load_weights(folder)  # and what a loss remembers
+    return {name.removeprefix(_POLICY): value for name, value in weights.items() if name.startswith(_POLICY)}
 
 
 def load_into_policy(policy: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

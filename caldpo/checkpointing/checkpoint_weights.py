@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from caldpo.errors import CaldpoError
 
+_LOSS = "loss."  # before the names of the loss's buffers in the training module
+
 
 def deduplicate_tied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Keep each tied tensor under its first name, since safetensors stores no shared memory.
@@ -45,11 +47,14 @@ def tensor_bytes(value: Any) -> int:
 def frozen_names(module: nn.Module) -> set[str]:
     """Name the entries of a state dict that training never changes; empty where every parameter is trained.
 
-    With frozen parameters these are all entries but the trainable ones: buffers then belong to the frozen base.
+    With frozen parameters these are all entries but the trainable ones: buffers then belong to the frozen base, except
+    those of the loss, which remembers the run in them.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     trainable = {name for name, value in parameters.items() if value.requires_grad}
-    return set() if len(trainable) == len(parameters) else set(module.state_dict()) - trainable
+    if len(trainable) == len(parameters):
+        return set()
+    return {name for name in module.state_dict() if not name.startswith(_LOSS)} - trainable
 
 
 def drop_frozen(state: dict[str, Tensor], module: nn.Module) -> None:

@@ -6,7 +6,7 @@ those of the current optimiser step included, without gradient. It is 0 before t
 of the training steps so far, and do not change it.
 
 Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment", arXiv 2404.04656; the running
-mean as in the authors' trainer in TRL up to 0.2x, which updated it at every micro-batch of each device. The
+mean as in TRL's earlier releases, which updated it at every micro-batch of each device. The
 ``bco_pair`` of TRL 1.16 has ``delta = 0``. Without the paper's weights for prompts of unlike distributions (UDM).
 """
 
@@ -53,14 +53,14 @@ class BCO(PointwiseLoss):
         return f"-logsigmoid({self.beta:g} a - delta) - logsigmoid(delta - {self.beta:g} b)"
 
     def observe(self, step: PairLogps, mismatched: PairLogps | None = None, *, training: bool = True) -> StepStatistics:
-        after = self.rewards
+        after = self.rewards.to(step.policy_chosen.device)
         if training:
             a, b = self.beta * step.chosen_log_ratio, self.beta * step.rejected_log_ratio
             added = [sum_and_count(a, step.chosen_present), sum_and_count(b, step.rejected_present)]
             after = after + torch.stack(added)
         sums, counts = after.unbind(dim=1)
         shift = (sums / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
-        state = torch.where(after.isfinite().all(), after, self.rewards)  # a step that is not finite is not remembered
+        state = torch.where(after.isfinite().all(), after, self.rewards.to(after))  # a step that is not finite is not remembered
         return StepStatistics({SHIFT: shift.to(step.policy_chosen).expand_as(step.policy_chosen)}, {"rewards": state})
 
     def chosen_term(self, logps: PairLogps) -> Float[Tensor, " pairs"]:

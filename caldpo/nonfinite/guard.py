@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from caldpo.distributed.strategy_interface import policy_strategy
 from caldpo.errors import CaldpoError
 from caldpo.nonfinite.locate import SeenBatch, locate, merged
 from caldpo.nonfinite.step_dump import dump_step
-from caldpo.types import PairBatch, PairLogps, PairRows
+from caldpo.types import PairBatch, PairLogps
 from caldpo.utils.collectives import all_gather
 from caldpo.utils.finite_checks import REMEDY, nonfinite_names
 from caldpo.utils.notes import print_notes
@@ -119,6 +119,16 @@ class NonFiniteGuard:
         return self.caught
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is kept of a held-out :class:`PairBatch`: not its tokens."""
+
+    index: Tensor
+    weight: Tensor
+    split: str
+    pairs: int
+
+
 class HeldOutGuard:
     """Record the values of held-out pairs, so that rows can be named where their means are not finite.
 
@@ -132,9 +142,9 @@ class HeldOutGuard:
         """Drop what the last evaluation recorded."""
         self._seen = []
 
-    def record(self, batch: PairBatch | PairRows, logps: PairLogps, values: dict[str, Tensor]) -> None:
-        """Keep a batch with its loss and terms per pair, without its tokens."""
-        rows: Any = PairRows.of(batch) if isinstance(batch, PairBatch) else batch
+    def record(self, batch: PairBatch, logps: PairLogps, values: dict[str, Tensor]) -> None:
+        """Keep a batch with its loss and terms per pair."""
+        rows: Any = _Rows(batch.index, batch.weight, batch.split, batch.pairs)
         self._seen.append(SeenBatch(rows, logps, values))
 
     def check(self, module: PreferenceModule, means: Mapping[str, float]) -> CaldpoError | None:

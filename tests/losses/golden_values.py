@@ -96,6 +96,32 @@ def alpha(value: str) -> Callable[[Any], Any]:
     return lambda x: (1 - exp(-mpf(value) * x)) / mpf(value)
 
 
+def bco(p: Inputs, beta: str) -> Any:
+    """The shift is the mean over all pairs, and a constant."""
+    shift = mpf(beta) * sum(q.a + q.b for q in PAIRS) / (2 * len(PAIRS))
+    return nll_sigmoid(mpf(beta) * p.a - shift) + nll_sigmoid(shift - mpf(beta) * p.b)
+
+
+def rank(of: Callable[[Inputs], Any], p: Inputs) -> int:
+    """Of the pair among all, by ``of``, whose tiny changes do not count."""
+    ordered = sorted(range(len(PAIRS)), key=lambda i: of(PAIRS[i]))
+    return min(range(len(PAIRS)), key=lambda k: abs(of(PAIRS[ordered[k]]) - of(p)))
+
+
+def aot(p: Inputs, beta: str) -> Any:
+    margin = sorted(q.rw - q.rl for q in PAIRS)[rank(lambda q: q.pw - q.pl, p)]
+    return nll_sigmoid(mpf(beta) * (p.pw - p.pl - margin))
+
+
+def aot_unpaired(p: Inputs, beta: str) -> Any:
+    """The pair's own term by its chosen response, and the other pair's term that has its rejected response."""
+    lower = sorted(q.b for q in PAIRS)[rank(lambda q: q.a, p)]
+    place = rank(lambda q: q.b, p)
+    upper, own = sorted(q.a for q in PAIRS)[place], sorted(q.b for q in PAIRS)[place]
+    of_other = nll_sigmoid(mpf(beta) * (upper - p.b)) - nll_sigmoid(mpf(beta) * (upper - own))
+    return nll_sigmoid(mpf(beta) * (p.a - lower)) + of_other
+
+
 FORMULAS: dict[str, Callable[[Inputs], Any]] = {
     "dpo beta=0.1": lambda p: dpo(p, "0.1"),
     "dpo beta=0.01 label_smoothing=0.1": lambda p: dpo(p, "0.01", "0.1"),
@@ -120,6 +146,15 @@ FORMULAS: dict[str, Callable[[Inputs], Any]] = {
         nll_sigmoid(p.a - p.b) + calibration(p, "0.2", center="0.5", scale="2")
     ),
     "cal_ipo beta=0.1 length_normalize=true": lambda p: ipo(p, "0.1") + calibration(p, "0.1"),
+    # without mismatched responses z = 0
+    "kto beta=0.1": lambda p: 1 / (1 + exp(mpf("0.1") * p.a)) + 1 / (1 + exp(-mpf("0.1") * p.b)),
+    "kto beta=0.3 desirable_weight=1.5 undesirable_weight=0.5": lambda p: (
+        mpf("1.5") / (1 + exp(mpf("0.3") * p.a)) + mpf("0.5") / (1 + exp(-mpf("0.3") * p.b))
+    ),
+    "bco beta=0.01": lambda p: bco(p, "0.01"),
+    "bco beta=0.3": lambda p: bco(p, "0.3"),
+    "aot beta=0.01": lambda p: aot(p, "0.01"),
+    "aot beta=0.3 variant=unpaired": lambda p: aot_unpaired(p, "0.3"),
     "cal_slic beta=0.1": lambda p: slic(p, "10", "1") + calibration(p, "0.1"),
 }
 

@@ -79,12 +79,32 @@ ROWS: dict[str, Row] = {
     "cal_slic": Row(lambda p: max(0.0, 10 - p.pw + p.pl) - p.pw / p.nw + calibration(p), None, (-1, 1)),
 }
 
+BATCH: tuple[str, ...] = ("kto", "bco", "aot")  # their values are of the four pairs together
+LINEAR = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"} | {*BATCH}  # implicit rewards are beta x log-ratio
+
 PAIRS = [
     Pair(-20.0, -31.5, -22.0, -30.0, 9, 14, 0.9, 0.1),
     Pair(-55.25, -12.0, -50.0, -12.5, 40, 3, 1.5, -1.5),
     Pair(-4.0, -7.0, -4.5, -6.0, 1, 1, 0.3, 0.2),  # one token each
     Pair(-300.0, -280.0, -290.0, -300.0, 200, 150, 8.0, 2.0),
 ]
+
+SHIFT = 0.01 * sum(p.a + p.b for p in PAIRS) / 8
+MARGINS = sorted(p.pw - p.pl for p in PAIRS), sorted(p.rw - p.rl for p in PAIRS)
+
+
+def same_rank(p: Pair) -> float:
+    """The reference's margin of the rank that the policy's has."""
+    nearest = min(MARGINS[0], key=lambda margin: abs(margin - (p.pw - p.pl)))
+    return MARGINS[1][MARGINS[0].index(nearest)]
+
+
+ROWS |= {
+    # without mismatched responses: z = 0
+    "kto": Row(lambda p: 1 / (1 + math.exp(0.1 * p.a)) + 1 / (1 + math.exp(-0.1 * p.b)), 1.0, (-1, 1)),
+    "bco": Row(lambda p: softplus(SHIFT - 0.01 * p.a) + softplus(0.01 * p.b - SHIFT), 2 * math.log(2), (-1, 1)),
+    "aot": Row(lambda p: softplus(-0.01 * (p.pw - p.pl - same_rank(p))), math.log(2), (-1, 1)),
+}
 
 
 def load(name: str, **keys: Any) -> torch.nn.Module:
@@ -127,7 +147,7 @@ def test_value_and_terms(name: str) -> None:
     expected = torch.tensor([row.value(p) for p in PAIRS], dtype=torch.float64)
     torch.testing.assert_close(output.loss.detach(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sum(output.terms.values()), output.loss, rtol=1e-12, atol=1e-12)
-    assert output.terms.keys() <= {"contrast", "calibration", "nll"}
+    assert output.terms.keys() <= {"contrast", "calibration", "nll", "chosen", "rejected"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -245,9 +265,8 @@ def test_the_implicit_reward_of_each_loss() -> None:
     """As its own derivation has it; None where that is no multiple of the summed log-ratio."""
     keys = {name: OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml") for name in ROWS}
     own = {name: load(name, **({"beta": 0.3} if "beta" in keys[name] else {})) for name in ROWS}
-    linear = {"dpo", "rso", "cal_dpo", "cal_ipo", "cal_slic"}
     assert {name: loss.implicit_reward_beta for name, loss in own.items()} == {
-        name: 0.3 if name in linear else None for name in ROWS
+        name: 0.3 if name in LINEAR else None for name in ROWS
     }
     assert load("f_dpo", divergence="reverse_kl", beta=0.3).implicit_reward_beta == 0.3
 
