@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -115,7 +116,11 @@ class PreferenceModule(pl.LightningModule):
 
     def pair_logps(self, batch: PairBatch, *, with_reference: bool) -> PairLogps:
         """Compute log-probs (nats) of a batch by the policy and, where wanted, by the reference."""
-        return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
+        assemble, alignment = self._assembler(batch, with_reference), self.loss.alignment
+        if alignment is None:
+            return assemble(*self.engine(batch), slice(None))
+        chosen, rejected, *own = self.engine.aligned(batch, alignment)
+        return replace(assemble(chosen, rejected, slice(None)), chosen_alignment=own[0], rejected_alignment=own[1])
 
     def _logps_ahead(self, batch: PairBatch) -> PairLogps:
         batch = self.loss.weighed(batch, self.global_step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,6 +140,11 @@ class PairBatch:
         return PairBatch(**moved)
 
 
+Alignment = Literal["greedy", "sampled"]
+"""Log-prob of the policy's own token where a response has another: of its likeliest one, or the logarithm of the mean
+probability of a drawn one, ``log sum_v p_v^2``."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairLogps:
     """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
@@ -147,6 +152,8 @@ class PairLogps:
     The reference's are None while a reference-free loss trains. ``chosen_present`` and ``rejected_present`` are 1 where
     the row has that response, else 0; None: every row has both. ``of_step`` holds, by name and per pair, what a loss
     that depends on the batch computed over all pairs of the optimiser step; None: these pairs are all.
+    ``chosen_alignment`` and ``rejected_alignment`` are sums over the response's tokens, nats, of what :data:`Alignment`
+    names; None where nobody asked for them.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -160,6 +167,8 @@ class PairLogps:
     chosen_present: Float[Tensor, " pairs"] | None = None
     rejected_present: Float[Tensor, " pairs"] | None = None
     of_step: Mapping[str, Float[Tensor, " pairs"]] | None = None
+    chosen_alignment: Float[Tensor, " pairs"] | None = None
+    rejected_alignment: Float[Tensor, " pairs"] | None = None
 
     @property
     def chosen_log_ratio(self) -> Float[Tensor, " pairs"]:

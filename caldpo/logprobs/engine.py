@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caldpo.logprobs.chunked import token_logprobs
+from caldpo.logprobs.chunked import token_alignments, token_logprobs
 from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, fused_pair_loss, require_dependence
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
 from caldpo.models.model_forward import accepted_names, use_rowwise_frequencies
-from caldpo.types import PairBatch
+from caldpo.types import Alignment, PairBatch
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,26 @@ class LogprobEngine:
             cache_bytes=self.cache_bytes,
         )
         return total, both[: batch.pairs], both[batch.pairs :]
+
+    @torch.no_grad()
+    def aligned(self, batch: PairBatch, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute summed log-probs of chosen and rejected responses, and those of the model's own tokens at the same
+        places (see :data:`~caldpo.types.Alignment`), nats, in one forward and without gradient."""
+        head, pairs = self.head, batch.pairs
+        found = self._run(batch.predicts, batch.model_inputs(), full_logits=head is None)
+        if head is None:
+            logits = found.to(torch.promote_types(found.dtype, torch.float32)).log_softmax(dim=-1)
+            values = logits.gather(1, batch.targets[:, None]).squeeze(1)
+            own = logits.amax(dim=-1) if alignment == "greedy" else (2 * logits).logsumexp(dim=-1)
+        else:
+            weight, bias, transform = head.layer.weight, head.layer.bias, head.transform
+            values = token_logprobs(found, weight, bias, batch.targets, transform=transform)
+            own = token_alignments(found, weight, bias, alignment, transform=transform)
+        both = torch.stack([values, own])
+        if batch.token_weights is not None:
+            both = both * batch.token_weights
+        sums = both.new_zeros(2, 2 * pairs).index_add(1, batch.response, both)
+        return sums[0, :pairs], sums[0, pairs:], sums[1, :pairs], sums[1, pairs:]
 
     def responses(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from caldpo.losses.exact_buffers import ExactBuffers
 from caldpo.losses.search_space import SearchSpace
-from caldpo.types import LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
+from caldpo.types import Alignment, LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
 
 
 class PreferenceLoss(ExactBuffers, ABC):
@@ -32,6 +32,7 @@ class PreferenceLoss(ExactBuffers, ABC):
     needs_mismatched: bool = False  # whether observe reads log-probs of other prompts' responses as well
     weighs_tokens: bool = False  # whether log-probs are sums of weighed tokens in training, see weighed
     reference_move: ReferenceMove | None = None  # how the reference moves during training; None: it stays
+    alignment: Alignment | None = None  # whether observe reads log-probs of the policy's own tokens, and which
     search_space: ClassVar[SearchSpace] = {}  # of its own keys; empty: nothing to search but the learning rate
 
     @property

@@ -31,6 +31,7 @@ class GapFilter(PairWeight):
     name = "gap_filter"
     needs_reference = True
     depends_on_batch = True
+    chooses_pairs = True
     steps: Tensor
 
     @validated

@@ -62,8 +62,9 @@ class ModifiedLoss(PreferenceLoss):
         self._pair_weights = [m for m in ordered if isinstance(m, PairWeight)]
         self._added = [m for m in ordered if isinstance(m, AddedTerm)]
         self._observers = [m for m in ordered if m.depends_on_batch]
-        if self._objectives and any(m.depends_on_batch for m in self._pair_weights):
-            raise _exclusion([*(m for m in self._pair_weights if m.depends_on_batch), *self._objectives])
+        filters = [m for m in self._pair_weights if m.chooses_pairs]
+        if filters and self._objectives:
+            raise _exclusion([*filters, *self._objectives])
         moves = [m.move for m in _one([m for m in ordered if isinstance(m, ReferenceUpdate)])]
         self.reference_move = moves[0] if moves else None
         self.needs_reference, self.needs_rejected = loss.needs_reference, loss.needs_rejected
@@ -72,6 +73,7 @@ class ModifiedLoss(PreferenceLoss):
         self.length_normalised, self.needs_mismatched = loss.length_normalised, loss.needs_mismatched
         self.depends_on_batch = loss.depends_on_batch or bool(self._observers)
         self.weighs_tokens = bool(self._token_weights)
+        self.alignment = next((m.alignment for m in ordered if m.alignment), loss.alignment)
 
     @property
     def unmodified(self) -> PreferenceLoss:

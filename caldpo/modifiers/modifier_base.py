@@ -17,7 +17,7 @@ from torch import Tensor
 from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.losses.exact_buffers import ExactBuffers
-from caldpo.types import LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
+from caldpo.types import Alignment, LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
 
 Losses = Callable[[PairLogps], Tensor]
 """The loss of each pair as the modifiers before this one leave it."""
@@ -32,7 +32,8 @@ class Modifier(ExactBuffers, ABC):
     name: ClassVar[str]  # option of the group ``modifier``
     needs_reference: ClassVar[bool] = False  # log-ratios of the training pairs
     needs_scores: ClassVar[bool] = False  # ground-truth rewards of the pairs
-    depends_on_batch: ClassVar[bool] = False  # it reads all pairs of the optimiser step, in observe
+    depends_on_batch: bool = False  # it reads all pairs of the optimiser step, in observe
+    alignment: Alignment | None = None  # as of a loss: log-probs of the policy's own tokens, in observe
 
     def check(self, loss: PreferenceLoss) -> None:
         """Refuse losses that cannot be modified so, by name.
@@ -111,6 +112,8 @@ class BetaScale(Modifier):
 
 class PairWeight(Modifier):
     """Multiplies the loss of each pair, and its terms."""
+
+    chooses_pairs: ClassVar[bool] = False  # some weigh 0: it chooses which pairs of the step count
 
     def check(self, loss: PreferenceLoss) -> None:
         super().check(loss)

@@ -20,6 +20,7 @@ ALL = (
     "loss=dpo",
     "modifier=[sampo,tr_dpo,adaptive_beta,gap_filter,wpo,focal,nll]",
     "modifier.tr_dpo.every=3",
+    "modifier.wpo.alignment=sampled",
 )
 
 

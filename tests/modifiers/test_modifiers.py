@@ -366,3 +366,28 @@ def test_a_margin_is_not_for_losses_that_read_a_log_ratio_by_itself() -> None:
 def test_a_second_nll_is_refused_with_the_key_of_the_first() -> None:
     with refused("CPO", key="modifier", value="nll", remedy="loss.nll_weight"):
         make("cpo", nll={})
+
+
+@pytest.mark.parametrize("alignment", ["greedy", "sampled"])
+def test_weights_of_wpo_relative_to_the_policys_own_tokens(alignment: str) -> None:
+    """Eq. 4 and 5, clamped at 1 as in the authors' repository; the gradient is DPO's own times the weight."""
+    own = {
+        "chosen_alignment": column([-3.0, -60.0, -1.0, -20.0]),
+        "rejected_alignment": column([-9.0, -13.0, -8.0, -2.0]),
+    }
+    weights = [
+        min(1.0, math.exp((p.pw - c) / p.nw + (p.pl - r) / p.nl))
+        for p, c, r in zip(PAIRS, own["chosen_alignment"].tolist(), own["rejected_alignment"].tolist(), strict=True)
+    ]
+    assert max(weights) == 1
+    loss = make("dpo", wpo={"alignment": alignment})
+    assert loss.alignment == alignment
+    same(
+        loss(replace(to_logps(PAIRS), **own)).loss.detach(),
+        column([w * dpo(p) for w, p in zip(weights, PAIRS, strict=True)]),
+    )
+    plain = gradients(load("dpo"), to_logps(PAIRS))
+    for one, other in zip(gradients(lambda x: loss(replace(x, **own)), to_logps(PAIRS)), plain, strict=True):
+        same(one, column(weights) * other)
+    with pytest.raises(ValueError, match="own tokens"):
+        loss(to_logps(PAIRS))

@@ -13,7 +13,7 @@ from caldpo.data.collate import collate
 from caldpo.data.pair import TokenizedPair
 from caldpo.logprobs import LogprobEngine, lm_head_ops
 from caldpo.logprobs.layout import choose_layout
-from caldpo.types import PairBatch
+from caldpo.types import Alignment, PairBatch
 from tests.helpers.tiny import VOCABULARY, tiny_model
 from tests.modifiers.made import modifier, same
 
@@ -143,3 +143,25 @@ def test_weights_of_one_are_the_plain_sums() -> None:
     ones = plain.with_token_weights(torch.ones(len(plain.targets)))
     for one, other in zip(engine(ones), engine(plain), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("alignment", ["greedy", "sampled"])
+@pytest.mark.parametrize("head", [True, False], ids=["streamed head", "own logits"])
+def test_log_probs_of_the_policys_own_tokens(alignment: Alignment, head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the full distribution at each place, one response at a time, in chunks of a few tokens."""
+    monkeypatch.setitem(lm_head_ops.CHUNK_BYTES, "cpu", 4 * VOCABULARY * 8)
+    model, engine = tiny_model(dtype=torch.float64), LogprobEngine(tiny_model(dtype=torch.float64))
+    if not head:
+        engine._head_examined = True
+    sums = []
+    with torch.no_grad():
+        for side in (0, 1):
+            for pair in PAIRS:
+                response = (pair.chosen_ids, pair.rejected_ids)[side]
+                p = model(input_ids=torch.tensor([pair.prompt_ids + response])).logits[0].softmax(dim=-1)
+                p = p[len(pair.prompt_ids) - 1 : -1]
+                sums.append((p.max(dim=1).values if alignment == "greedy" else (p * p).sum(dim=1)).log().sum())
+    chosen, rejected, *own = engine.aligned(batch(), alignment)
+    torch.testing.assert_close(torch.cat(own), torch.stack(sums), rtol=1e-6, atol=1e-7)
+    for one, other in zip((chosen, rejected), engine(batch()), strict=True):
+        same(one, other.detach())
