@@ -161,7 +161,7 @@ class Components:
                 remedy="lower data.micro_batch_size or trainer.accumulate_grad_batches, or set data.streaming=false",
             )
 
-    def step_reading(self) -> dict[str, bool]:
+    def step_reading(self) -> dict[str, Any]:
         """What the loss reads of a step, for :meth:`~caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""
         return {"reads_ahead": self.loss.depends_on_batch, "mismatched": self.loss.needs_mismatched}
 

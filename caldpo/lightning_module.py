@@ -130,15 +130,15 @@ class PreferenceModule(pl.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         if isinstance(self.reference, MovingReference):
             self.reference.follow(self.policy, self.global_step)
-        known = None if self.ahead is None else self.ahead.take(batch)
-        if batch.filler and self.trainer.world_size == 1:  # it computes only where other ranks wait for its gradient
+        alone = self.trainer.world_size == 1
+        known = None if self.ahead is None else self.ahead.take(batch, alone=alone)
+        if batch.filler and alone:  # it computes only where other ranks wait for its gradient
             return torch.zeros((), device=self.device, requires_grad=True)
         batch = self.loss.weighed(batch, self.global_step)
         if known is None:
             assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
         else:
-            logps, of_step = known
-            assemble = assembler(batch, (logps.reference_chosen, logps.reference_rejected), of_step)
+            assemble = assembler(batch, (known.reference_chosen, known.reference_rejected), known.of_step)
         # Lightning divides by the accumulation and averages gradients over ranks; the loss is the mean over the pairs
         # of the whole optimiser step, whatever their micro-batches.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_pairs

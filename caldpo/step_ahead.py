@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,19 +51,24 @@ class StepAhead:
 
     def __init__(self, loss: PreferenceLoss, run: Callable[[PairBatch], PairLogps]) -> None:
         self._loss, self._run = loss, run
-        self._coming: deque[tuple[PairLogps, dict[str, Tensor]]] = deque()
+        self._coming: deque[PairLogps | None] = deque()
         self._state: dict[str, Tensor] = {}
         self._held_out: list[SeenPairs] = []
         self._held_out_count = 0
 
-    def take(self, batch: PairBatch) -> tuple[PairLogps, dict[str, Tensor]]:
-        """Give a micro-batch's log-probs and statistics; its step's first one makes all of the step be computed."""
+    def take(self, batch: PairBatch, *, alone: bool) -> PairLogps | None:
+        """Give a micro-batch's log-probs with its statistics; its step's first one makes all of the step be computed.
+
+        None for filler where this process is ``alone``: no other rank waits for it.
+        """
         if batch.ahead:
-            seen = [_see(one, self._run) for one in batch.ahead]
-            # under autocast the weights' copies of a pass without gradient must not serve one with it
+            run = [not (one.filler and alone) for one in batch.ahead]
+            seen = [_see(one, self._run) for one, real in zip(batch.ahead, run, strict=True) if real]
+            # weights that autocast has converted in a pass without gradient must not serve one with it
             torch.clear_autocast_cache()
             step = _observed(self._loss, seen, batch.step_pairs, training=True)
-            self._coming = deque((one.logps, one.statistics(step)) for one in seen)
+            known = (replace(one.logps, of_step=one.statistics(step)) for one in seen)
+            self._coming = deque(next(known) if real else None for real in run)
             self._state = step.state
         if not self._coming:
             raise RuntimeError("the loss reads whole optimiser steps: the data has to be planned with reads_ahead=True")
@@ -116,7 +122,8 @@ def _in_order(parts: Sequence[tuple[SeenPairs, PairLogps]], pairs: int) -> PairL
     for (one, _), values in zip(parts, columns, strict=True):
         if not one.batch.filler:
             table[:, one.places] = values
-    return PairLogps(**dict.fromkeys(_COLUMNS[:6]) | dict(zip(names, sum_over_ranks(table), strict=True)))
+    whole: dict[str, Any] = dict.fromkeys(_COLUMNS) | dict(zip(names, sum_over_ranks(table), strict=True))
+    return PairLogps(**whole)
 
 
 def _see(batch: PairBatch, run: Callable[[PairBatch], PairLogps]) -> SeenPairs:

@@ -202,7 +202,7 @@ def assembler(
     def assemble(chosen: Tensor, rejected: Tensor, rows: slice) -> PairLogps:
         some: list[Any] = [None if value is None else value[rows] for value in values]
         statistics = None if of_step is None else {name: value[rows] for name, value in of_step.items()}
-        return PairLogps(chosen, rejected, *some, of_step=statistics)
+        return PairLogps(chosen, rejected, *some, of_step=statistics)  # type: ignore[misc]  # some are fewer
 
     return assemble
 

@@ -123,7 +123,9 @@ def same(one: tuple[dict[str, Tensor], pd.DataFrame], two: tuple[dict[str, Tenso
 def test_the_division_of_a_step_changes_nothing(loss: str, tmp_path: Path) -> None:
     """Micro-batches by count, in other orders by length, within token budgets, and with empty ones."""
     whole = trained(tmp_path / "whole", loss, 8, 1, 1)
-    for number, division in enumerate([(2, 4, 1), (3, 3, 1, "packed"), (8, 1, 1, "packed", 40), (8, 1, 1, "padded", 60)]):
+    for number, division in enumerate(
+        [(2, 4, 1), (3, 3, 1, "packed"), (8, 1, 1, "packed", 40), (8, 1, 1, "padded", 60)]
+    ):
         if division != (3, 3, 1, "packed"):  # steps of 9 pairs are others
             same(whole, trained(tmp_path / str(number), loss, *division))
 
@@ -193,3 +195,17 @@ def test_checkpoints_hold_what_the_loss_remembers(tmp_path: Path) -> None:
     own = make_module(BCO())
     own.load_state_dict(load_weights(folder))
     assert torch.equal(own.to(torch.bfloat16).loss.rewards, module.loss.rewards)
+
+
+def test_filler_is_not_read_ahead_where_nobody_waits_for_it(tmp_path: Path) -> None:
+    """4 pairs in steps of 3, of one a micro-batch: the second step has two micro-batches of filler."""
+    module = make_module(BCO())
+    fit(
+        module, Pairs(tiny_pairs(4), tiny_pairs(4), 1, **READ), tmp_path / "head", max_steps=1
+    )  # which looks at the head
+    module.same_start = False
+    calls = []
+    module.policy.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    data = Pairs(tiny_pairs(4), tiny_pairs(4), 1, reads_ahead=True)
+    fit(module, data, tmp_path / "run", max_steps=2, accumulate_grad_batches=3)
+    assert calls == [False] * 3 + [True] * 3 + [False, True] + [False] * 2  # two steps, and the evaluation

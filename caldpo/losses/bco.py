@@ -60,9 +60,8 @@ class BCO(PointwiseLoss):
             after = after + torch.stack(added)
         sums, counts = after.unbind(dim=1)
         shift = (sums / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
-        state = torch.where(
-            after.isfinite().all(), after, self.rewards.to(after)
-        )  # a step that is not finite is not remembered
+        # a step that is not finite is not remembered
+        state = torch.where(after.isfinite().all(), after, self.rewards.to(after))
         return StepStatistics({SHIFT: shift.to(step.policy_chosen).expand_as(step.policy_chosen)}, {"rewards": state})
 
     def chosen_term(self, logps: PairLogps) -> Float[Tensor, " pairs"]:

@@ -27,7 +27,6 @@ from caldpo.losses.kto import KTO
 from tests.helpers.tiny import tiny_pairs
 from tests.helpers.tiny_trainer import make_module, shift_from_reference
 
-
 LOSSES: dict[str, Callable[[], PreferenceLoss]] = {
     "kto": lambda: KTO(beta=0.3, undesirable_weight=0.8),
     "bco": lambda: BCO(beta=0.3),

@@ -159,7 +159,7 @@ def test_kto_of_trl(nats: float) -> None:
         _tp_size=1,
     )
     batch = {
-        **{name: ones for name in ("input_ids", "attention_mask", "completion_mask")},
+        **dict.fromkeys(("input_ids", "attention_mask", "completion_mask"), ones),
         "label": torch.tensor([True] * 4 + [False] * 4),
         "ref_logps": torch.cat([logps.reference_chosen, logps.reference_rejected]),
         "ref_KL_logps": torch.cat([mismatched.reference_chosen, mismatched.reference_rejected]),
