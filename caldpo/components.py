@@ -22,10 +22,12 @@ from caldpo.models.adapted_policy import base_model
 from caldpo.models.adapters import AdapterSource
 from caldpo.models.model_source import ModelSource
 from caldpo.models.qlora import check_quantized
+from caldpo.modifiers.modified_loss import modified
 from caldpo.nonfinite.overflow_check import check_overflow
 from caldpo.optim.optimizer_base import OptimizerChoice
 from caldpo.reference.auto_reference import Auto
 from caldpo.reference.disabled_adapter import check_adapter
+from caldpo.reference.moving_reference import check_moving
 from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import ReferenceSource
 from caldpo.rollouts.rollout_base import NoRollouts
@@ -55,7 +57,8 @@ class Components:
         Raises:
             CaldpoError: a class cannot be imported, does not take its section's keys, or refuses a value.
         """
-        loss, reference = build(cfg.loss, "loss"), build(cfg.reference, "reference")
+        modifiers = build(cfg.modifier, "modifier") if cfg.get("modifier") else None
+        loss, reference = modified(build(cfg.loss, "loss"), modifiers), build(cfg.reference, "reference")
         model, adapter = build_model(cfg)
         optim, trainer, data = (build(cfg[name], name) for name in ("optim", "trainer", "data"))
         data.source.attach_model(model)
@@ -89,6 +92,8 @@ class Components:
         self._check_streaming()
         self._check_mismatched()
         self.rollouts.check(self.loss, self.reference, self.data, self.trainer.world_size)
+        self._check_weighed_tokens()
+        check_moving(self.loss.reference_move, self.reference, self.adapter, shards=self.trainer.shards_optimizer)
         check_adapter(self.reference, self.adapter)
         check_quantized(self.adapter, sharded=sharded)
         check_overflow(
@@ -116,6 +121,17 @@ class Components:
         if first and self.loss.needs_reference:
             raise CaldpoError(
                 "computes log-probs of all training pairs first, and data.streaming=true reads pairs as needed",
+                key="reference",
+                value="precomputed",
+                remedy="choose reference=frozen, reference=adapter (with an adapter) or reference=auto",
+            )
+
+    def _check_weighed_tokens(self) -> None:
+        """Refuse stored log-probs, which are sums over all tokens alike, for a loss that weighs tokens."""
+        stored = isinstance(self.reference, Precomputed) and not isinstance(self.reference, Auto)
+        if stored and self.loss.needs_reference and self.loss.weighs_tokens:
+            raise CaldpoError(
+                "stores sums over all tokens of a response alike, and the loss weighs them (modifier ld_dpo or sampo)",
                 key="reference",
                 value="precomputed",
                 remedy="choose reference=frozen, reference=adapter (with an adapter) or reference=auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -22,6 +23,7 @@ from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.model_forward import evaluating
 from caldpo.nonfinite.guard import HeldOutGuard, NonFiniteGuard
 from caldpo.optim.optimizer_base import OptimizerChoice
+from caldpo.reference.moving_reference import MOVED_REFERENCE, MovingReference
 from caldpo.reference.reference_base import Reference
 from caldpo.reference.tolerances import check_start, largest_and_mean, start_ratios
 from caldpo.rollouts.rollout_base import NoRollouts
@@ -117,18 +119,26 @@ class PreferenceModule(pl.LightningModule):
 
     def pair_logps(self, batch: PairBatch, *, with_reference: bool) -> PairLogps:
         """Compute log-probs (nats) of a batch by the policy and, where wanted, by the reference."""
-        return self._assembler(batch, with_reference)(*self.engine(batch), slice(None))
+        assemble, alignment = self._assembler(batch, with_reference), self.loss.alignment
+        if alignment is None:
+            return assemble(*self.engine(batch), slice(None))
+        chosen, rejected, *own = self.engine.aligned(batch, alignment)
+        return replace(assemble(chosen, rejected, slice(None)), chosen_alignment=own[0], rejected_alignment=own[1])
 
     def _logps_ahead(self, batch: PairBatch) -> PairLogps:
+        batch = self.loss.weighed(batch, self.global_step)
         with evaluating(self.policy):
             return self.pair_logps(batch, with_reference=self.loss.needs_reference)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        if isinstance(self.reference, MovingReference):
+            self.reference.follow(self.policy, self.global_step)
         alone = self.trainer.world_size == 1
         known = None if self.ahead is None else self.ahead.take(batch, alone=alone)
         if batch.filler and alone:  # it computes only where other ranks wait for its gradient
             return torch.zeros((), device=self.device, requires_grad=True)
         batch, drawn = self.rollouts.draw(batch, batch_idx, self)
+        batch = self.loss.weighed(batch, self.global_step)
         if known is None:
             assemble = self._assembler(batch, with_reference=self.loss.needs_reference)
         else:
@@ -229,10 +239,14 @@ class PreferenceModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_good_weights()
         drop_frozen(checkpoint["state_dict"], self)
+        if isinstance(self.reference, MovingReference):
+            checkpoint[MOVED_REFERENCE] = self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "state_dict" in checkpoint:  # else the strategy has loaded its shards into the weights
             add_frozen(checkpoint["state_dict"], self)
+        if isinstance(self.reference, MovingReference):
+            self.reference.load_state_dict(checkpoint[MOVED_REFERENCE])
 
     def on_train_end(self) -> None:
         self.fetch_rows()

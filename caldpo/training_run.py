@@ -44,6 +44,7 @@ from caldpo.models.model_probes import require_valid_logprobs
 from caldpo.models.model_source import load_on_rank
 from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
+from caldpo.reference.moving_reference import build_reference
 from caldpo.reference.reference_base import in_run_dtype, reference_context
 from caldpo.resume.pins import RECOMPUTE_ABOVE, TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
@@ -212,7 +213,7 @@ def build_module(
     context = reference_context(
         policy, components.model, loss, components.data, trainer, plan.pairs_seen, facts, sampled=rollouts.on
     )
-    reference = components.reference.build(context)
+    reference = build_reference(components.reference, context, loss.reference_move)
     fitting = RolloutContext(
         record.run_dir,
         policy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +43,7 @@ class PairBatch:
         chosen_present: 1 where the row has a chosen response, 0 where an EOS alone is in its place; None: every row has
             both.
         rejected_present: likewise; both are given or neither.
+        token_weights: of the targets, in the sums of log-probs and in the lengths; None: 1.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PairBatch:
         mismatched: PairBatch | None = None,
         chosen_present: Float[Tensor, " pairs"] | None = None,
         rejected_present: Float[Tensor, " pairs"] | None = None,
+        token_weights: Float[Tensor, " targets"] | None = None,
     ) -> None:
         self.input_ids, self.position_ids, self.attention_mask = input_ids, position_ids, attention_mask
         self.predicts, self.targets, self.response = predicts, targets, response
@@ -78,6 +80,7 @@ class PairBatch:
         self.step_pairs, self.filler = step_pairs, filler
         self.places, self.ahead, self.mismatched = places, ahead, mismatched
         self.chosen_present, self.rejected_present = chosen_present, rejected_present
+        self.token_weights = token_weights
 
     @property
     def pairs(self) -> int:
@@ -97,9 +100,22 @@ class PairBatch:
         return self.weight * torch.stack([self.chosen_present, self.rejected_present])
 
     def lengths(self) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """Tokens of the chosen and of the rejected responses."""
+        """Tokens of the chosen and of the rejected responses; the sums of their weights where tokens are weighed."""
         lengths = self.response_lengths.float()
+        if self.token_weights is not None:
+            lengths = torch.zeros_like(lengths).index_add(0, self.response, self.token_weights)
         return lengths[: self.pairs], lengths[self.pairs :]
+
+    def places_in_response(self) -> Int[Tensor, " targets"]:
+        """Place of each target in its response, from 0."""
+        order = torch.arange(2 * self.pairs, device=self.response.device).view(2, -1).T.flatten()
+        counts = self.response_lengths[order]
+        starts = torch.zeros_like(counts).scatter(0, order, counts.cumsum(0) - counts)
+        return torch.arange(len(self.response), device=self.response.device) - starts[self.response]
+
+    def with_token_weights(self, weights: Float[Tensor, " targets"]) -> PairBatch:
+        """The same batch, whose tokens weigh so much in the sums of log-probs."""
+        return PairBatch(**{**vars(self), "token_weights": weights})
 
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of a causal language model's forward."""
@@ -137,6 +153,11 @@ class PairBatch:
         return PairBatch(**moved)
 
 
+Alignment = Literal["greedy", "sampled"]
+"""Log-prob of the policy's own token where a response has another: of its likeliest one, or the logarithm of the mean
+probability of a drawn one, ``log sum_v p_v^2``."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairLogps:
     """Summed response log-probs in nats, one value per pair, and response lengths in tokens.
@@ -144,6 +165,8 @@ class PairLogps:
     The reference's are None while a reference-free loss trains. ``chosen_present`` and ``rejected_present`` are 1 where
     the row has that response, else 0; None: every row has both. ``of_step`` holds, by name and per pair, what a loss
     that depends on the batch computed over all pairs of the optimiser step; None: these pairs are all.
+    ``chosen_alignment`` and ``rejected_alignment`` are sums over the response's tokens, nats, of what :data:`Alignment`
+    names; None where nobody asked for them.
     """
 
     policy_chosen: Float[Tensor, " pairs"]
@@ -157,6 +180,8 @@ class PairLogps:
     chosen_present: Float[Tensor, " pairs"] | None = None
     rejected_present: Float[Tensor, " pairs"] | None = None
     of_step: Mapping[str, Float[Tensor, " pairs"]] | None = None
+    chosen_alignment: Float[Tensor, " pairs"] | None = None
+    rejected_alignment: Float[Tensor, " pairs"] | None = None
 
     @property
     def chosen_log_ratio(self) -> Float[Tensor, " pairs"]:
@@ -194,6 +219,14 @@ def assembler(
         return PairLogps(chosen, rejected, *some, of_step=statistics)  # type: ignore[misc]  # some are fewer
 
     return assemble
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceMove:
+    """How the reference follows the policy during training."""
+
+    every: int  # optimiser steps
+    share: float  # of the policy's weights in the moved reference; the rest are its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import runpy
@@ -23,11 +24,13 @@ from hydra.utils import instantiate
 
 import caldpo.data.formats
 import caldpo.losses
+import caldpo.modifiers
 from caldpo import metric_definitions
 from caldpo.config.validation import check_config
 from caldpo.data.formats import detect, formats
 from caldpo.data.pair import PreferencePair, TokenizedPair
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
+from caldpo.modifiers.modified_loss import modified
 from caldpo.resume.config_diff import IGNORED
 from caldpo.types import PairLogps
 from tests import test_metrics
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="an installed wheel has no
 COMPOSED = (*("train", "evaluate", "generate", "export", "compare", "estimate"), *("benchmark", "properties"))
 LINES_OF_A_TABLE = ("tests/losses", "tests/evaluation", "tests/test_metrics.py", "caldpo/metrics.py")
 # files that the recipes would add, and placeholders
-NOT_HERE = re.compile(r"/(x|cpo_simpo|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
+NOT_HERE = re.compile(r"/(x|cpo_simpo|score_weight|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
 
 
 def text_of(path: Path) -> str:
@@ -137,6 +140,7 @@ def test_keys_that_are_named_are_keys(page: Path) -> None:
     groups = {
         "data",
         "loss",
+        "modifier",
         "model",
         "optim",
         "trainer",
@@ -194,7 +198,10 @@ GROUPS = dict(row for row in cells("docs/training.md", "| group | options |")) i
 LISTS = [  # tables written by hand: file, group of conf/, and the options that the table lists
     *[
         (file, group, set().union(*(names_in(row[0]) for row in cells(file, f"| `{group}=` |"))))
-        for file, group in (("README.md", "loss"), ("docs/losses.md", "loss"), ("docs/evaluation.md", "suite"))
+        for file, group in (
+            *(("README.md", "loss"), ("docs/losses.md", "loss"), ("docs/losses.md", "modifier")),
+            ("docs/evaluation.md", "suite"),
+        )
         if DOCUMENTS
     ],
     *(("docs/training.md", group.strip("`"), names_in(listed)) for group, listed in GROUPS.items()),
@@ -279,6 +286,20 @@ def test_recipe_of_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (gradient.sign() == sign).all()
     assert not loss.needs_reference
     sys.modules.pop("caldpo.losses.cpo_simpo", None)
+
+
+def test_recipe_of_a_modifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "score_weight.py").write_text(recipe("caldpo/modifiers/score_weight.py"))
+    monkeypatch.setattr(caldpo.modifiers, "__path__", [*caldpo.modifiers.__path__, str(tmp_path)])
+    modifier = instantiate(yaml.safe_load(recipe("conf/modifier/score_weight.yaml")))
+    loss = modified(test_losses.load("dpo"), {modifier.name: modifier})
+    logps = test_losses.to_logps(test_losses.PAIRS)
+    weights = [1 - math.exp(-abs(pair.sw - pair.sl)) for pair in test_losses.PAIRS]
+    plain = [test_losses.ROWS["dpo"].value(pair) for pair in test_losses.PAIRS]
+    expected = torch.tensor([w * x for w, x in zip(weights, plain, strict=True)], dtype=torch.float64)
+    torch.testing.assert_close(loss(logps).loss.detach(), expected, rtol=1e-12, atol=1e-12)
+    assert loss.needs_scores
+    sys.modules.pop("caldpo.modifiers.score_weight", None)
 
 
 def test_recipe_of_a_row_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

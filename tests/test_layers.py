@@ -19,6 +19,7 @@ LAYERS = (
     ("checkpointing",),
     ("distributed",),
     ("losses", "optim", "environments"),
+    ("modifiers",),
     ("models",),
     ("data",),
     ("logprobs",),

@@ -20,6 +20,7 @@ from caldpo.errors import CaldpoError
 
 _ORACLE = "oracle/"
 _ALWAYS_HELD_OUT = (m.LOSS, *m.WITHOUT_REFERENCE, *m.WITH_REFERENCE)
+_MODIFIED = "caldpo.modifiers.modified_loss.modified"
 _SEARCH = ".OptunaSweeper"
 _DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 
@@ -76,7 +77,7 @@ def _names(*metrics: m.MetricDefinition) -> list[str]:
 
 def _loss_names(cfg: DictConfig) -> tuple[list[str], str]:
     """List the metrics that depend on the loss, in training and held out; and why one of them is missing."""
-    own, needs_reference = _loss_outputs(cfg.loss)
+    own, needs_reference = _loss_outputs(cfg)
     training = [*own, *(_names(*m.WITH_REFERENCE) if needs_reference else ())]
     known = [*training, *(f"{m.HELD_OUT}{name}" for name in own)]
     if not needs_reference and m.definition_of(str(cfg.optimized_metric)) in m.WITH_REFERENCE:
@@ -84,19 +85,20 @@ def _loss_names(cfg: DictConfig) -> tuple[list[str], str]:
     return known, ""
 
 
-def _loss_outputs(section: DictConfig) -> tuple[list[str], bool]:
-    """List the terms and diagnostics of a loss, and tell whether it reads the reference in training."""
+def _loss_outputs(cfg: DictConfig) -> tuple[list[str], bool]:
+    """List the terms and diagnostics of the modified loss, and tell whether it reads the reference in training."""
     import torch
     from hydra.utils import instantiate
 
     from caldpo.metrics import loss_metrics
     from caldpo.types import PairLogps
 
-    loss: Any = instantiate(section, _convert_="all")
+    parts = {"loss": cfg.loss, "modifiers": cfg.get("modifier") or {}}
+    loss: Any = instantiate({"_target_": _MODIFIED, **parts}, _convert_="all")
     logps: list[Any] = [torch.tensor(two) for two in ([-2.0, -3.0], [-4.0, -3.0], [-2.5, -3.0], [-3.5, -3.0])]
     tokens = [torch.tensor([4.0, 5.0]), torch.tensor([5.0, 4.0])]
     scores = [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])]
-    output = loss(PairLogps(*logps, *tokens, *scores))
+    output = loss(PairLogps(*logps, *tokens, *scores, chosen_alignment=logps[0], rejected_alignment=logps[1]))
     return [name for name in loss_metrics(output) if name != m.LOSS.name], loss.needs_reference
 
 

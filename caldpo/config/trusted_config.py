@@ -25,6 +25,7 @@ TRUST = "if you know that code and want it run, add allow_untrusted_code=true"
 _PRIMARY = "train.yaml"  # its defaults list names the groups that a training run is composed of
 _START_KEYS = ("resume", "replay", "allow_untrusted_code")  # keys that no run keeps
 _PACKAGE = re.compile(r"\A(?:#.*\n)*?# @package (\S+)")  # where Hydra puts the content of a file
+SEVERAL = ("modifier",)  # groups of a training of which several options are chosen at once, by a list
 
 
 def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:
@@ -95,11 +96,16 @@ def _more_than_a_value(text: str) -> str | None:
         return "refers to something outside the run, where a run writes values"
     value = override.value()
     choices = value.list if isinstance(value, ChoiceSweep) else [value]
-    if "." not in key and any(isinstance(choice, list | dict) for choice in choices):
+    if "." not in key and any(isinstance(choice, list | dict) and not _names(key, choice) for choice in choices):
         return "chooses options by a list"
     if "/" in key or (".." in PurePath(str(value)).parts and "." not in key):
         return "chooses an option by a path"
     return None
+
+
+def _names(key: str, choice: Any) -> bool:
+    """Tell whether a list names options of a group that takes several, none of them by a path."""
+    return key in SEVERAL and isinstance(choice, list) and all(re.fullmatch(r"\w+", str(name)) for name in choice)
 
 
 def _holds_special(value: Any) -> bool:

@@ -199,6 +199,7 @@ def reference_mode_of(
         pairs_seen=pairs_seen,
         in_policy=in_policy,
         mismatched=loss.needs_mismatched,
+        weighs_tokens=loss.weighs_tokens or loss.reference_move is not None,  # both take a model in memory
     )[0]
 
 

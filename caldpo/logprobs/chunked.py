@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from caldpo.logprobs.lm_head_ops import IDENTITY, HeadGradient, HeadProducts, LogitTransform, Softmax
+from caldpo.types import Alignment
 
 
 def token_logprobs(
@@ -46,6 +47,33 @@ def token_logprobs(
     with torch.autocast(hidden.device.type, enabled=False):
         result: Tensor = _TokenLogprobs.apply(hidden, weight, bias, targets, transform, cache_bytes)
     return result
+
+
+@torch.no_grad()
+def token_alignments(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, " vocab"] | None,
+    alignment: Alignment,
+    *,
+    transform: LogitTransform = IDENTITY,
+) -> Float[Tensor, " tokens"]:
+    """Compute log-probs of the policy's own tokens at each hidden state, nats, as ``alignment`` names them.
+
+    With ``p = exp(z - largest) / total``, ``log max p = -log total``, and ``log sum p^2 = 2 log(norm / total)`` with the
+    norm of the exponentials. No gradient.
+    """
+    hidden, weight = in_autocast_dtype(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = HeadProducts(weight, bias, transform)
+        found = hidden.new_empty(len(hidden), dtype=head.wide)
+        any_token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        for chunk in head.chunks(len(hidden)):
+            _, softmax = head.softmax(hidden[chunk], any_token[chunk], None)
+            found[chunk] = -softmax.total.log().squeeze(1)
+            if alignment == "sampled":
+                found[chunk] = 2 * (found[chunk] + torch.linalg.vector_norm(softmax.exp, dim=1).log())
+    return found
 
 
 def in_autocast_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

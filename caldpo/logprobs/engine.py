@@ -1,6 +1,7 @@
 """Compute the summed log-probs of responses by a causal language model.
 
-``log pi(y|x) = sum_t log softmax(logits[t-1])[y_t]`` over the response's tokens, EOS included, in nats. The model's
+``log pi(y|x) = sum_t w_t log softmax(logits[t-1])[y_t]`` over the response's tokens, EOS included, in nats; the weights
+``w_t`` are 1 unless the batch has others. The model's
 own forward runs with its output head bypassed: a hook takes the hidden states before the head, and
 :mod:`caldpo.logprobs.chunked` computes log-probs only at the positions that predict a response token.
 """
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from caldpo.logprobs.chunked import token_logprobs
+from caldpo.logprobs.chunked import token_alignments, token_logprobs
 from caldpo.logprobs.fused_loss import PairLoss, ResponseTokens, fused_pair_loss, require_dependence
 from caldpo.logprobs.head import NoHeadError, OutputHead, head_layer, hooked, output_head
 from caldpo.models.model_forward import accepted_names, use_rowwise_frequencies
-from caldpo.types import PairBatch
+from caldpo.types import Alignment, PairBatch
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,14 @@ class LogprobEngine:
 
     def __call__(self, batch: PairBatch) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Compute summed log-probs of chosen and rejected responses, nats, in one forward over both."""
-        both = self.responses(batch.predicts, batch.targets, batch.response, 2 * batch.pairs, **batch.model_inputs())
+        both = self.responses(
+            batch.predicts,
+            batch.targets,
+            batch.response,
+            2 * batch.pairs,
+            token_weights=batch.token_weights,
+            **batch.model_inputs(),
+        )
         return both[: batch.pairs], both[batch.pairs :]
 
     def loss(
@@ -69,7 +77,7 @@ class LogprobEngine:
             self._run(batch.predicts, inputs, full_logits=False),
             head.layer.weight,
             head.layer.bias,
-            ResponseTokens(batch.targets, batch.response, batch.pair_tokens),
+            ResponseTokens(batch.targets, batch.response, batch.pair_tokens, batch.token_weights),
             pair_loss,
             transform=head.transform,
             cache_bytes=self.cache_bytes,
@@ -86,12 +94,33 @@ class LogprobEngine:
             raise NoHeadError(f"{type(self.model).__name__} has no output head that can be separated")
         return self._run(at, batch.model_inputs(), full_logits=False)
 
+    @torch.no_grad()
+    def aligned(self, batch: PairBatch, alignment: Alignment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute summed log-probs of chosen and rejected responses, and those of the model's own tokens at the same
+        places (see :data:`~caldpo.types.Alignment`), nats, in one forward and without gradient."""
+        head, pairs = self.head, batch.pairs
+        found = self._run(batch.predicts, batch.model_inputs(), full_logits=head is None)
+        if head is None:
+            logits = found.to(torch.promote_types(found.dtype, torch.float32)).log_softmax(dim=-1)
+            values = logits.gather(1, batch.targets[:, None]).squeeze(1)
+            own = logits.amax(dim=-1) if alignment == "greedy" else (2 * logits).logsumexp(dim=-1)
+        else:
+            weight, bias, transform = head.layer.weight, head.layer.bias, head.transform
+            values = token_logprobs(found, weight, bias, batch.targets, transform=transform)
+            own = token_alignments(found, weight, bias, alignment, transform=transform)
+        both = torch.stack([values, own])
+        if batch.token_weights is not None:
+            both = both * batch.token_weights
+        sums = both.new_zeros(2, 2 * pairs).index_add(1, batch.response, both)
+        return sums[0, :pairs], sums[0, pairs:], sums[1, :pairs], sums[1, pairs:]
+
     def responses(
         self,
         predicts: Int[Tensor, " tokens"],
         targets: Int[Tensor, " tokens"],
         response: Int[Tensor, " tokens"],
         count: int,
+        token_weights: Float[Tensor, " tokens"] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, " responses"]:
         """Compute summed log-probs of ``count`` responses, nats.
@@ -100,6 +129,7 @@ class LogprobEngine:
             predicts: indices into the flattened ``input_ids`` whose hidden states predict the targets.
             targets, response: the response tokens, and the response that each belongs to.
             count: of responses.
+            token_weights: of the response tokens in the sums; None: 1.
             inputs: of the model's forward.
         """
         head = self.head
@@ -116,6 +146,8 @@ class LogprobEngine:
                 transform=head.transform,
                 cache_bytes=self.cache_bytes,
             )
+        if token_weights is not None:
+            values = values * token_weights
         return values.new_zeros(count).index_add(0, response, values)
 
     @property

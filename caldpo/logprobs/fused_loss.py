@@ -32,6 +32,11 @@ class ResponseTokens:
     targets: Int[Tensor, " tokens"]
     response: Int[Tensor, " tokens"]  # i for the chosen, pairs + i for the rejected response of pair i
     per_pair: Sequence[int]  # tokens of each pair, in order
+    weights: Float[Tensor, " tokens"] | None = None  # in the sums of log-probs; None: 1
+
+    def weighed(self, values: Tensor, group: slice) -> Tensor:
+        """Multiply values of a group of tokens by their weights."""
+        return values if self.weights is None else values * self.weights[group]
 
 
 def fused_pair_loss(
@@ -94,7 +99,7 @@ class _FusedLoss(torch.autograd.Function):
         for group, pairs in _groups(tokens.per_pair, head.rows_at_once()):
             response, targets = tokens.response[group], tokens.targets[group]
             values, cached = forward_chunks(head, hidden[group], targets, cache_bytes=cache_bytes)
-            logprobs.index_add_(0, response, values)
+            logprobs.index_add_(0, response, tokens.weighed(values, group))
             rejected = slice(count + pairs.start, count + pairs.stop)
             with torch.enable_grad():
                 both = [logprobs[rows].clone().requires_grad_() for rows in (pairs, rejected)]
@@ -102,7 +107,8 @@ class _FusedLoss(torch.autograd.Function):
             require_dependence(value)
             total += value.detach()
             slopes[pairs], slopes[rejected] = torch.autograd.grad(value, both, materialize_grads=True)
-            backward_chunks(head, hidden[group], targets, slopes[response], cached, gradient.within(group))
+            slope = tokens.weighed(slopes[response], group)
+            backward_chunks(head, hidden[group], targets, slope, cached, gradient.within(group))
         ctx.gradient, ctx.hidden_dtype = gradient, hidden.dtype
         ctx.mark_non_differentiable(logprobs)
         return total, logprobs

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from caldpo.losses.exact_buffers import ExactBuffers
 from caldpo.losses.search_space import SearchSpace
-from caldpo.types import LossOutput, PairLogps, StepStatistics
+from caldpo.types import Alignment, LossOutput, PairBatch, PairLogps, ReferenceMove, StepStatistics
 
 
-class PreferenceLoss(nn.Module, ABC):
+class PreferenceLoss(ExactBuffers, ABC):
     """A loss per preference pair.
 
     A loss gets its own fields through its constructor and never sees the configuration. It declares
@@ -30,6 +31,9 @@ class PreferenceLoss(nn.Module, ABC):
     length_normalised: bool = False  # whether it contrasts means per token rather than sums
     depends_on_batch: bool = False  # whether a pair's loss reads the other pairs of the optimiser step, see observe
     needs_mismatched: bool = False  # whether observe reads log-probs of other prompts' responses as well
+    weighs_tokens: bool = False  # whether log-probs are sums of weighed tokens in training, see weighed
+    reference_move: ReferenceMove | None = None  # how the reference moves during training; None: it stays
+    alignment: Alignment | None = None  # whether observe reads log-probs of the policy's own tokens, and which
     search_space: ClassVar[SearchSpace] = {}  # of its own keys; empty: nothing to search but the learning rate
 
     @property
@@ -50,6 +54,15 @@ class PreferenceLoss(nn.Module, ABC):
         """What the loss's own derivation calls the rewards of chosen and rejected; None where it has none."""
         beta = self.implicit_reward_beta
         return None if beta is None else (beta * logps.chosen_log_ratio, beta * logps.rejected_log_ratio)
+
+    @property
+    def unmodified(self) -> PreferenceLoss:
+        """The loss without its modifiers: itself."""
+        return self
+
+    def weighed(self, batch: PairBatch, step: int) -> PairBatch:
+        """The training batch with the weights of its tokens, after ``step`` optimiser steps: itself where all are 1."""
+        return batch
 
     @abstractmethod
     def forward(self, logps: PairLogps) -> LossOutput:
@@ -77,11 +90,3 @@ class PreferenceLoss(nn.Module, ABC):
             return logps.of_step
         with torch.no_grad():
             return self.observe(logps).per_pair
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the buffers with the module, in their own dtype: sums over a run do not fit the dtype of its weights."""
-        kept: dict[str, Any] = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -49,7 +50,8 @@ def initial_loss(loss: PreferenceLoss, tokens: int, dtype: torch.dtype) -> Initi
     chosen, rejected = nats.clone().requires_grad_(), nats.clone().requires_grad_()
     lengths = torch.full_like(nats, tokens)
     half = torch.full_like(nats, SCORES_APART / 2)
-    value = loss(PairLogps(chosen, rejected, nats, nats, lengths, lengths, half, -half)).loss.sum()
+    logps = PairLogps(chosen, rejected, nats, nats, lengths, lengths, half, -half)
+    value = loss(replace(logps, chosen_alignment=nats, rejected_alignment=nats)).loss.sum()
     if not value.requires_grad:  # refused when it is trained, with a better reason
         return InitialLoss(value.item(), 0.0)
     slopes = torch.autograd.grad(value, (chosen, rejected), allow_unused=True)
@@ -152,6 +154,7 @@ def _overflow_error(loss: PreferenceLoss, reason: str) -> CaldpoError:
 
 def _extreme_setting(loss: PreferenceLoss) -> dict[str, Any]:
     """Return key and value of the setting furthest from 1; the loss alone where none is far."""
+    loss = loss.unmodified
     names = inspect.signature(type(loss).__init__).parameters
     settings = {
         name if name in names else f"{part}_{name}": value  # the weight of ``calibration`` is calibration_weight

@@ -29,11 +29,12 @@ class Auto(Precomputed):
     def build(self, context: ReferenceContext) -> Reference:
         """Choose the mode, print it with the reason, and build the reference."""
         mode, reason = choose_mode(
-            trains=context.streamed or "train" in context.needed_splits,
+            trains=context.streamed or context.weighs_tokens or "train" in context.needed_splits,
             pairs=None if context.streamed else len(context.splits["train"]),
             pairs_seen=context.pairs_seen,
             in_policy=self.path is None and is_adapted(context.policy),
             mismatched=context.mismatched,
+            weighs_tokens=context.weighs_tokens,
         )
         if is_first_rank():
             Console().print(f"reference=auto: {mode}, {reason}", soft_wrap=True, highlight=False)
@@ -43,7 +44,13 @@ class Auto(Precomputed):
 
 
 def choose_mode(
-    *, trains: bool, pairs: int | None, pairs_seen: int, in_policy: bool, mismatched: bool = False
+    *,
+    trains: bool,
+    pairs: int | None,
+    pairs_seen: int,
+    in_policy: bool,
+    mismatched: bool = False,
+    weighs_tokens: bool = False,
 ) -> tuple[ReferenceMode, str]:
     """Choose the reference mode, and give the reason.
 
@@ -57,13 +64,18 @@ def choose_mode(
         pairs_seen: those that the run will see, repeats counted.
         in_policy: the policy without its adapter is the reference.
         mismatched: the loss reads log-probs of other prompts' responses, which each step draws anew.
+        weighs_tokens: the loss weighs the tokens whose log-probs are summed, and stored sums have no weights.
     """
     if mismatched:
         return "adapter" if in_policy else "frozen", "the loss needs log-probs of mismatched responses"
     if not trains:
         return "precomputed", "precomputed for held-out pairs only (the loss is reference-free)"
-    if pairs is None:
-        return "adapter" if in_policy else "frozen", "the training pairs are known only as they come"
+    if pairs is None or weighs_tokens:
+        as_they_come, weighed = (
+            "the training pairs are known only as they come",
+            "the loss weighs the tokens of each pair",
+        )
+        return "adapter" if in_policy else "frozen", as_they_come if pairs is None else weighed
     share = f"the run sees {pairs_seen:,} pairs of {pairs:,}"
     if pairs_seen >= 0.9 * pairs:
         return "precomputed", f"{share}, so one pass over them serves this run and all that follow"

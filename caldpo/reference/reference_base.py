@@ -97,6 +97,7 @@ class ReferenceContext:
     mismatched: bool = False
     # the training pairs come as they are read or sampled: their log-probs cannot be computed first
     streamed: bool = False
+    weighs_tokens: bool = False  # the loss reads sums of weighed tokens, which are not stored
 
     @property
     def sharded(self) -> bool:
@@ -191,7 +192,7 @@ def reference_context(
         policy=policy,
         reload=lambda: in_run_dtype(trainer, load_on_rank(source, sharded=shard is not None)),
         splits={"train": data.train_pairs, "test": data.test_pairs},
-        needed_splits=("train", "test") if loss.needs_reference and not later else ("test",),
+        needed_splits=("train", "test") if loss.needs_reference and not (later or loss.weighs_tokens) else ("test",),
         batches=data.batches,
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
@@ -200,4 +201,5 @@ def reference_context(
         shard=shard,
         mismatched=loss.needs_mismatched,
         streamed=sampled or (loss.needs_reference and later),
+        weighs_tokens=loss.needs_reference and loss.weighs_tokens,
     )

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from caldpo.checkpointing.checkpoint_io import load_into_policy, policy_weights
+from caldpo.checkpointing.checkpoint_io import load_into_policy, load_training, policy_weights
 from caldpo.components import Components
 from caldpo.config.summary_file import known_summary
 from caldpo.data.collate import Layout, collate
@@ -23,7 +23,8 @@ from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import choose_layout
 from caldpo.losses.base import PreferenceLoss
 from caldpo.nonfinite.step_dump import PlainFacts, StepDump, last_checkpoint, read_dump
-from caldpo.reference.reference_base import ReferenceContext, in_run_dtype
+from caldpo.reference.moving_reference import MOVED_REFERENCE, MovingReference, build_reference
+from caldpo.reference.reference_base import Reference, ReferenceContext, in_run_dtype
 from caldpo.replay.inspected_pass import InspectedPair, InspectedPass, group_of, run_pass
 from caldpo.resume.config_diff import differences, read_config
 from caldpo.resume.pins import pin_model
@@ -71,15 +72,18 @@ def replay(cfg: DictConfig, settings: RunSettings, path: Path) -> Replay:
     layout, _ = choose_layout(dump.layout, policy, components.data.max_length)
     trainer = trainer_settings.build(run_dir, [], [])
     policy = in_run_dtype(trainer, policy)
-    reference = None
+    reference: Reference | None = None
     if loss.needs_reference:  # before other weights are loaded: it may be the policy's start
         with contextlib.redirect_stdout(io.StringIO()):  # a training run's notes on its reference do not apply
-            reference = components.reference.build(_live_context(components, policy, trainer))
+            context = _live_context(components, policy, trainer)
+            reference = build_reference(components.reference, context, loss.reference_move)
     weights = load_checkpoint_before(dump, run_dir, policy)
+    if isinstance(reference, MovingReference):  # training pairs were compared with the moved model
+        reference = _moved(reference, dump, run_dir)
     device = trainer.strategy.root_device
     torch.nn.Module.to(policy, device).train()
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    batches = [batch.to(device) for batch in batches_of(dump, int(pad_id), layout)]
+    batches = [loss.weighed(batch.to(device), dump.step) for batch in batches_of(dump, int(pad_id), layout)]
     passes = []
     for precision in dict.fromkeys([str(trainer.precision), FLOAT32]):
         is_own = precision == trainer.precision
@@ -143,6 +147,14 @@ def load_checkpoint_before(dump: StepDump, run_dir: Path, policy: PreTrainedMode
     load_into_policy(policy, policy_weights(run_dir / name), run_dir / name)
     before = dump.step - int(name.rpartition("-")[2])
     return f"{name}, {before} optimiser steps before the batch" if before else f"{name}, those of the step itself"
+
+
+def _moved(reference: MovingReference, dump: StepDump, run_dir: Path) -> Reference:
+    """Return the reference as of the last checkpoint from before the step; where there is none, as it started."""
+    name = last_checkpoint(run_dir, dump.step)
+    if name is not None:
+        reference.load_state_dict(load_training(run_dir / name)[MOVED_REFERENCE])
+    return reference.moving
 
 
 def verdict(passes: list[InspectedPass], weights: str) -> str:

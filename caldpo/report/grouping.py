@@ -168,7 +168,8 @@ def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Dif
     A difference that follows from another option is stated by the option.
     """
     names = dict.fromkeys(name for run in runs for name in run.choices if not is_within(name, ("loss", *NOT_A_SETTING)))
-    chosen = {name: [run.choices.get(name) for run in runs] for name in names}
+    chosen: Differing = {name: [run.choices.get(name) for run in runs] for name in names}
+    chosen["modifier"] = [_modifiers(config) for config in configs]
     options = {name: values for name, values in chosen.items() if len(set(values)) > 1}
     keys = dict.fromkeys(key for config in configs for key in config)
     own: Differing = {}
@@ -181,6 +182,12 @@ def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Dif
             own[key] = values
     of_loss = {key: values for key, values in own.items() if key.startswith("loss.")}
     return of_loss | options | own
+
+
+def _modifiers(config: Mapping[str, Any]) -> Any:
+    """Name the chosen modifiers, of which Hydra keeps no choice since they may be several: ``nll+wpo``."""
+    names = dict.fromkeys(key.split(".")[1] for key in config if key.startswith("modifier."))
+    return "+".join(sorted(names)) or _ABSENT
 
 
 def _telling(differing: Differing) -> Differing:

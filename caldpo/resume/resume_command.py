@@ -20,7 +20,7 @@ from caldpo.config.find_runs import is_run, sweep_overrides
 from caldpo.config.overrides import parse_overrides, quoted
 from caldpo.config.run_lifecycle import FINISHED, AlreadyDone
 from caldpo.config.summary_file import SUMMARY, known_summary
-from caldpo.config.trusted_config import require_own_code, require_plain_overrides
+from caldpo.config.trusted_config import SEVERAL, require_own_code, require_plain_overrides
 from caldpo.config.validation import NEEDED
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
@@ -92,7 +92,7 @@ def require_same_run(cfg: DictConfig) -> None:
     folder = Path(str(cfg.resume)).expanduser()
     config = recorded_config(cfg, str(HydraConfig.get().runtime.choices["loss"]))
     if not cfg.allow_untrusted_code:
-        require_own_code(config, NEEDED, folder / CONFIG)
+        require_own_code(config, (*NEEDED, *SEVERAL), folder / CONFIG)
     began = read_config(folder)
     finished = cfg.replay is None and known_summary(folder).get("status") == FINISHED
     if finished and not (began is not None and is_longer(began, config)):

@@ -158,3 +158,10 @@ def test_order_is_that_of_the_sweep(tmp_path, hydra):
     for job, loss in enumerate(("ipo", "cal_dpo", "dpo")):
         write_run(tmp_path / f"{job}_{loss}", loss, rows=ROWS, job=job, hydra=hydra)
     assert [s.label for s in settings_in(tmp_path)] == ["ipo", "cal_dpo", "dpo"]
+
+
+def test_modifiers_are_named_together(tmp_path):
+    for place, chosen in enumerate(({}, {"wpo": {"alignment": "none"}}, {"wpo": {"alignment": "none"}, "nll": {}})):
+        chosen = {name: {"_target_": f"caldpo.modifiers.{name}", **keys} for name, keys in chosen.items()}
+        write_run(tmp_path / str(place), rows=ROWS, config={"modifier": chosen} if chosen else {})
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo", "dpo modifier=wpo", "dpo modifier=nll+wpo"]

@@ -133,6 +133,8 @@ def test_a_class_belongs_to_its_place() -> None:
         ("+x.y={$\\{oc.env:HOME\\}: 1}", "outside"),
         ("+x.y=1,$\\{oc.env:HOME\\}", "outside"),
         ("+x.y=str($\\{oc.env:HOME\\})", "outside"),
+        ("modifier=[wpo,../x]", "list"),
+        ("modifier=[/abs/x]", "list"),
         ("experiment=[/abs/x]", "list"),
         ("+experiment=[demo]", "list"),
         ("+experiment={a: /abs/x}", "list"),
@@ -152,7 +154,12 @@ def test_overrides_of_other_hands(override: str, term: str | None) -> None:
 
 def test_overrides_of_ones_own() -> None:
     own = ["loss=cal_dpo", "loss.beta=0.1", "+experiment=demo", "~callbacks.oracle", "data.train=../pairs.jsonl"]
-    own += ["optim.schedule={decay: linear, warmup_ratio: 0.1}", "adapter.target_modules=[q_proj,v_proj]", "x=null"]
+    own += [
+        "optim.schedule={decay: linear, warmup_ratio: 0.1}",
+        "adapter.target_modules=[q_proj,v_proj]",
+        "x=null",
+        "modifier=[wpo,nll]",
+    ]
     own += ["model.path=./models/../models/a", "seed=0,1", "data.train='a b,c.jsonl'", "model.tokenizer=.."]
     require_plain_overrides(own, FILE)
 
