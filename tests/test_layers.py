@@ -36,10 +36,10 @@ LAYERS = (
     ("replay", "run_record"),
     ("training_run",),
     ("training_command",),
-    ("bench",),
+    ("bench", "studies"),
     ("api",),
     ("train",),
-    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "cli"),
+    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "study", "cli"),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 
