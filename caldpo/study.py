@@ -1,4 +1,4 @@
-"""``python -m caldpo.study``: compare losses with an equal tuning budget, on fresh seeds and a split nobody tuned on."""
+"""``python -m caldpo.study``: compare losses with an equal tuning budget, on fresh seeds and an untouched split."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from caldpo.utils.atomic_io import write_text
 MEASURES = "study_measures.json"
 Values = NDArray[np.float64]
 _DIGITS = 6  # of what is stored
+_SIDES = ("chosen", "rejected")
 
 
 class RunMeasures(OracleEvaluation):
@@ -147,7 +148,10 @@ class RunMeasures(OracleEvaluation):
         if has_own := len(claimed) == len(own):
             implicit = [torch.cat([rewards[side] for rewards in claimed]).double().cpu().numpy() for side in (0, 1)]
         margins = implicit[0] - implicit[1]
-        gaps = np.array([_gap(pair) for pair in pairs], dtype=np.float64)
+        # of the environment itself: scores of the data may be noisy, or quantiles
+        asked = [str(pair.prompt) for pair in data.test_sources]
+        true = [data.true_rewards(asked, [getattr(p, side) for p in data.test_sources]) for side in _SIDES]
+        gaps = true[0] - true[1]
         of_pairs = {
             "accuracy": wins(margins),  # against the labels, which may be noisy
             "accuracy_of_truth": wins(np.sign(gaps) * np.sign(margins)),
@@ -158,10 +162,8 @@ class RunMeasures(OracleEvaluation):
         if not has_own:
             return of_pairs, {}
         of_pairs["brier"] = expit(-margins) ** 2  # Brier 1950, of the probability that the label is as it is
-        true = [score for pair in pairs for score in (pair.score_chosen, pair.score_rejected)]
-        prompts = [tuple(pair.prompt_ids) for pair in pairs for _ in (0, 1)]
-        slope = reward_agreement(np.stack(implicit, axis=1).ravel().tolist(), [float(t or 0) for t in true], prompts)
-        return of_pairs, {"slope": slope["slope"], "calibration_error": calibration_error(margins, self.bins)}
+        agreement = reward_agreement(np.concatenate(implicit).tolist(), np.concatenate(true).tolist(), asked * 2)
+        return of_pairs, {"slope": agreement["slope"], "calibration_error": calibration_error(margins, self.bins)}
 
     def _log_ratios(
         self,
@@ -207,13 +209,6 @@ def distinct(responses: Sequence[Sequence[int]], n: int) -> float:
 def _joined(batches: Sequence[PairLogps], side: str) -> Values:
     joined: Values = torch.cat([getattr(logps, side) for logps in batches]).double().cpu().numpy()
     return joined
-
-
-def _gap(pair: TokenizedPair) -> float:
-    """True reward of the chosen minus that of the rejected response, whatever the label; NaN where unknown."""
-    if pair.score_chosen is None or pair.score_rejected is None:
-        return float("nan")
-    return pair.score_chosen - pair.score_rejected
 
 
 def _rounded(value: Any) -> Any:

@@ -79,7 +79,7 @@ class StudyPlan:
                 if only is not None and (condition, loss) not in only:
                     continue
                 try:
-                    arms.append(self._arm(condition, loss, [f"loss={loss}"], tuned=True, is_loss=True))
+                    arms.append(self._arm(condition, loss, self._loss(loss), tuned=True, is_loss=True))
                 except CaldpoError as error:
                     if not every or error.key == "conditions":
                         raise
@@ -114,6 +114,9 @@ class StudyPlan:
         seeds = [f"{key}={seed}" for key in self.settings.seed_keys]
         # the arm's own last: beside rows may set what a kind of run sets
         return StudyRun((*self.settings.run_overrides, *of_kind, *seeds, *arm.overrides, *as_overrides(point)))
+
+    def _loss(self, loss: str) -> list[str]:
+        return [f"loss={loss}", *self.settings.loss_overrides.get(loss, [])]
 
     def _arm(self, condition: str, row: str, of_row: Sequence[str], *, tuned: bool, is_loss: bool) -> Arm:
         settings = self.settings

@@ -126,7 +126,7 @@ class StudyResults:
         return pd.DataFrame(rows)
 
     def means(self, condition: str) -> pd.DataFrame:
-        """One row per row of the study and choice: mean and 95 % interval of every measure, best by true reward first."""
+        """One row per row of the study and choice: mean and 95 % interval of each measure, the highest reward first."""
         rows = []
         for choice in CHOICES:
             results = self.under(condition, choice)
@@ -256,10 +256,7 @@ def _values_of(record: Record, measure: str, matched_kl: float) -> Values:
     if record["status"] != FINISHED:
         return np.empty(0)
     place = MEASURES[measure].place
-    if place == "frontier":
-        found = [reward_at_kl(record["frontier"], matched_kl)]
-    else:
-        found = record[place].get(measure, [])
+    found = [reward_at_kl(record["frontier"], matched_kl)] if place == "frontier" else record[place].get(measure, [])
     return np.atleast_1d(np.array(found, dtype=np.float64))  # None: NaN
 
 

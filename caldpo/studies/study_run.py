@@ -19,6 +19,7 @@ from caldpo.studies.study_plan import Arm, LeftOut, StudyPlan, StudyRun
 from caldpo.studies.study_report import print_outcome, write_report
 from caldpo.studies.study_results import ArmResult, StudyResults
 from caldpo.studies.study_settings import StudySettings
+from caldpo.studies.trial_points import Point
 
 
 def run_study(cfg: DictConfig) -> None:
@@ -112,7 +113,9 @@ def collect(settings: StudySettings, store: RunStore, left_out: Sequence[LeftOut
         if not _all_tried(plan, store, arm) or store.missing(final_runs(plan, store, arm)):
             unfinished.append(arm.name)
             continue
-        points = {choice: chosen[choice].point for choice in chosen} if arm.space else dict.fromkeys(CHOICES, {})
+        points: dict[str, Point] = {choice: trial.point for choice, trial in chosen.items()}
+        if not arm.space:
+            points = {choice: {} for choice in CHOICES}
         finals = {
             choice: [_recorded(store, run) for run in plan.final_runs(arm, point)] for choice, point in points.items()
         }

@@ -18,18 +18,9 @@ from caldpo.studies.measure_definitions import MEASURES
 SETTINGS = "caldpo.studies.study_settings.StudySettings"
 BASELINE = "dpo"  # what every other row is compared with
 # what may differ between commands that share an output folder: which runs are asked for, and what is made of them
-FREE = (
-    "losses",
-    "conditions",
-    "beside",
-    "output",
-    "report",
-    "workers",
-    "keep_runs",
-    "dry_run",
-    "run_seconds",
-    "resamples",
-)
+ASKED = {"losses", "conditions", "beside"}
+FREE = ASKED | {"resamples", "output", "report", "workers", "keep_runs", "dry_run", "run_seconds"}
+NAMED = ("condition_overrides", "loss_overrides", "beside_overrides")  # of which only those that are used have to agree
 
 
 @validated
@@ -59,6 +50,7 @@ class StudySettings:
     seed_keys: list[str]
     run_seconds: dict[str, float]
     condition_overrides: dict[str, list[str]]
+    loss_overrides: dict[str, list[str]]
     beside_overrides: dict[str, dict[str, Any]]
 
     @classmethod
@@ -70,10 +62,12 @@ class StudySettings:
     @property
     def fixed(self) -> dict[str, Any]:
         """The settings that all commands of an output folder share; of named overrides only those that are used."""
-        fixed = {key: value for key, value in vars(self).items() if key not in FREE}
-        conditions, beside = fixed.pop("condition_overrides"), fixed.pop("beside_overrides")
-        fixed |= {f"condition_overrides.{name}": conditions[name] for name in self.conditions}
-        return fixed | {f"beside_overrides.{name}": beside[name] for name in self.beside}
+        fixed = {key: value for key, value in vars(self).items() if key not in FREE and key not in NAMED}
+        used = self.conditions, known_losses() if self.losses == "all" else self.losses, self.beside
+        for key, names in zip(NAMED, used, strict=True):
+            values = getattr(self, key)
+            fixed |= {f"{key}.{name}": values[name] for name in names if name in values}
+        return fixed
 
 
 def known_losses() -> list[str]:

@@ -1,11 +1,12 @@
 """Statistics of rows that share seeds: intervals, paired differences, ranks, power. Pure functions of numbers.
 
-A value array of a row is ``(seeds, prompts)``; a measure of a whole run has one column. Rows are paired: entry ``[s, p]``
-of one and of another are the same seed and the same prompt.
+A value array of a row is ``(seeds, prompts)``; a measure of a whole run has one column. Rows are paired: entries
+``[s, p]`` of one and of another are the same seed and the same prompt.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def reward_at_kl(frontier: Sequence[Mapping[str, float]], kl: float) -> float:
     Args:
         frontier: points of the path from the reference (KL 0) on, each with ``kl`` and ``reward``.
     """
-    for before, after in zip(frontier, frontier[1:], strict=False):
+    for before, after in itertools.pairwise(frontier):
         if before["kl"] < kl <= after["kl"]:
             share = (kl - before["kl"]) / (after["kl"] - before["kl"])
             return float(before["reward"] + share * (after["reward"] - before["reward"]))

@@ -1,7 +1,7 @@
 """Which settings a study tries for a loss: its own defaults first, then points spread over its search space.
 
 With few trials, points that are spread evenly (quasi-random; Bousquet et al. 2017, arXiv 1706.03200) do better than
-drawn ones, and none waits for another. The first coordinate is the learning rate: all losses are tried at the same ones.
+drawn ones, and none waits for another. The first coordinate is the learning rate: all losses are tried at the same.
 """
 
 from __future__ import annotations
