@@ -61,8 +61,7 @@ class RunLauncher:
         try:
             with hydra_session("train") as session:
                 place = f"hydra.sweep.dir={quoted(str(self.store.folder / FOLDERS))}"
-                hidden = "hydra/job_logging=none", "hydra/hydra_logging=none"
-                overrides = [place, NOT_BY_HYDRA, "hydra.job.name=train", *hidden]
+                overrides = [place, NOT_BY_HYDRA, "hydra.job.name=train", "hydra/job_logging=none"]
                 cfg = session.compose([*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
                 with read_write(cfg), open_dict(cfg):
                     cfg.hydra.launcher = OmegaConf.create(OmegaConf.to_container(self.launcher, resolve=False))

@@ -41,7 +41,8 @@ class RunMeasures(OracleEvaluation):
     """Measures the trained policy, and on the way its true reward and KL: the frontier of the run.
 
     Args:
-        prompts: held-out prompts; one sample each at temperature 1, since only such samples estimate a KL.
+        prompts: held-out prompts.
+        samples: of each prompt, at temperature 1, since only such samples estimate a KL; measures are their means.
         max_new_tokens: longest response, tokens.
         seed: of the sampling, and of the judge's mistakes.
         frontier_prompts: held-out prompts of each point of the frontier; 0: no frontier.
@@ -53,6 +54,7 @@ class RunMeasures(OracleEvaluation):
     def __init__(
         self,
         prompts: PositiveInt,
+        samples: PositiveInt = 1,
         max_new_tokens: PositiveInt = 64,
         seed: NonNegativeInt = 0,
         frontier_prompts: NonNegativeInt = 0,
@@ -60,6 +62,7 @@ class RunMeasures(OracleEvaluation):
         bins: PositiveInt = 10,
     ) -> None:
         super().__init__(prompts=prompts, max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
+        self.samples = samples
         self.frontier_prompts, self.judge_sharpness, self.bins = frontier_prompts, judge_sharpness, bins
         self.frontier: dict[int, dict[str, float]] = {}  # by optimiser step
 
@@ -70,7 +73,7 @@ class RunMeasures(OracleEvaluation):
         if not self.frontier_prompts or step in (0, trainer.max_steps) or not self.takes_part(trainer, module):
             return
         module.require_finite_held_out()
-        held_out = data.held_out_prompts(self.frontier_prompts)
+        held_out = self._prompts(data, self.frontier_prompts)
         samples = self.sample(module.policy, module, held_out, seed=self.seed)
         log_ratios = self._log_ratios(data, module, held_out, samples, samples)[0]
         rewards = self._rewards(data, module, held_out, samples)
@@ -87,7 +90,7 @@ class RunMeasures(OracleEvaluation):
         if not self.takes_part(trainer, module):
             return
         module.policy.eval()  # training is over: no dropout from here on
-        held_out = data.held_out_prompts(self.prompts)
+        held_out = self._prompts(data, self.prompts)
         samples = self.sample(module.policy, module, held_out, seed=self.seed)
         baseline = self.reference_samples(module, held_out)
         with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
@@ -116,13 +119,13 @@ class RunMeasures(OracleEvaluation):
         samples: Sequence[list[int]],
         baseline: Sequence[list[int]],
     ) -> dict[str, Values]:
-        """Measure one sample of policy and reference to each prompt, ``(prompts,)``."""
+        """Measure samples of policy and reference, means of each prompt, ``(prompts,)``."""
         reward, reference_reward = (self._rewards(data, module, held_out, ids) for ids in (samples, baseline))
         own, of_reference, own_logps = self._log_ratios(data, module, held_out, samples, baseline)
         gap = reward - reference_reward
         # the same draws for every loss with this seed: a judge that errs, on the same prompts
         draws = np.random.default_rng(self.seed).random(len(gap))
-        return {
+        of_samples = {
             "reward": reward,
             "reference_reward": reference_reward,
             "win_rate": wins(gap),
@@ -132,6 +135,7 @@ class RunMeasures(OracleEvaluation):
             "entropy": -own_logps,
             "length": np.array([len(ids) for ids in samples], dtype=np.float64),
         }
+        return {name: values.reshape(-1, self.samples).mean(axis=1) for name, values in of_samples.items()}
 
     def _of_pairs(self, data: PairDataModule, module: PreferenceModule) -> tuple[dict[str, Values], dict[str, float]]:
         """Measure the held-out pairs, ``(pairs,)``, and how their implicit rewards are calibrated.
@@ -182,6 +186,10 @@ class RunMeasures(OracleEvaluation):
         ratios = (_joined(batches, side) for side in ("chosen_log_ratio", "rejected_log_ratio", "policy_chosen"))
         own, other, logps = ratios
         return own, other, logps
+
+    def _prompts(self, data: PairDataModule, count: int) -> list[HeldOutPrompt]:
+        """Each prompt as often as it is sampled."""
+        return [prompt for prompt in data.held_out_prompts(count) for _ in range(self.samples)]
 
     def _rewards(
         self,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caldpo.config.run_lifecycle import write_json
 from caldpo.errors import CaldpoError
-from caldpo.studies.study_plan import StudyRun
-from caldpo.studies.study_settings import StudySettings
+
+if TYPE_CHECKING:
+    from caldpo.studies.study_plan import StudyRun
 
 STUDY, RECORDS, FOLDERS, FAILURES = "study.json", "records", "runs", "failures"
 FINISHED, DIVERGED = "finished", "diverged"  # of a record: measures, or values that were not finite
@@ -25,15 +26,25 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
 
-    def open(self, settings: StudySettings) -> None:
-        """Begin a study in the folder, or go on with the one that is there.
+    def open(self, fixed: dict[str, Any]) -> None:
+        """Begin a study with these settings in the folder, or go on with the one that is there.
 
         Raises:
-            CaldpoError: that one has other settings; each is named.
+            CaldpoError: as :meth:`require_same`.
         """
+        self.require_same(fixed)
         for name in (RECORDS, FOLDERS, FAILURES):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        known, fixed = self._content(), json.loads(json.dumps(settings.fixed))
+        known = self._content()
+        self._write(known | {"fixed": known["fixed"] | fixed})
+
+    def require_same(self, fixed: dict[str, Any]) -> None:
+        """Refuse to go on with a study under other settings.
+
+        Raises:
+            CaldpoError: the folder's study has others; each is named. Or its file is missing or damaged.
+        """
+        known, fixed = self._content(), json.loads(json.dumps(fixed))
         changed = [key for key, value in fixed.items() if key in known["fixed"] and known["fixed"][key] != value]
         if changed:
             shown = "\n  ".join(f"{key}: {known['fixed'][key]} there, {fixed[key]} now" for key in changed)
@@ -43,7 +54,6 @@ class RunStore:
                 value=str(self.folder),
                 remedy="take its settings, or name another folder",
             )
-        self._write(known | {"fixed": known["fixed"] | fixed})
 
     def add_arms(self, arms: Iterable[tuple[str, str]], command: str) -> None:
         """Note which arms a command asked for, so that later reports have them."""

@@ -26,7 +26,8 @@ from caldpo.utils.atomic_io import atomic_text, write_text
 PAGE = "index.md"
 TEMPLATE = Path(__file__).with_name("study_page.md.j2")
 SHOWN = ("reward", "reward_at_kl", "win_rate", "kl", "reverse_kl", "accuracy", "slope", "calibration_error", "brier")
-ALSO_SHOWN = ("chosen_log_ratio", "displaced", "length", "entropy", "distinct_1", "distinct_2")
+EXACT = ("exact_reward", "objective", "objective_optimum", "kl_to_optimum", "kl_from_optimum")
+ALSO_SHOWN = (*EXACT, "chosen_log_ratio", "displaced", "length", "entropy", "distinct_1", "distinct_2")
 _DIGITS = 6
 
 
@@ -75,6 +76,8 @@ def print_outcome(results: StudyResults, folder: Path) -> None:
                 _number(cells["probability_best"]),
             )
         console.print(table)
+    for condition, row in results.without_setting:
+        console.print(f"no setting was finite in all its steps: {row} under {condition}")
     for condition, row in results.unfinished:
         console.print(f"not in the report, since runs are missing: {row} under {condition}")
     console.print(f"report: {folder / PAGE}")
@@ -107,6 +110,7 @@ def _page(results: StudyResults, means: dict[str, pd.DataFrame]) -> str:
         titles={name: m.title for name, m in MEASURES.items()},
         left_out=results.left_out,
         unfinished=results.unfinished,
+        without_setting=results.without_setting,
     )
 
 
@@ -168,6 +172,7 @@ def _named(found: pd.DataFrame, measure: str, way: int) -> list[str]:
 
 def _markdown(table: pd.DataFrame, measures: Sequence[str], intervals: Sequence[str] = ()) -> Markdown:
     """Lay out a table; ``intervals`` are the measures that show theirs."""
+    measures = [measure for measure in measures if table[measure].notna().any()]
     titles = {"probability_best": "probability of being best"} | {m: d.title for m, d in MEASURES.items()}
     rows = []
     for _, cells in table.iterrows():

@@ -70,6 +70,11 @@ class StudyResults:
     def conditions(self) -> list[str]:
         return list(dict.fromkeys(result.arm.condition for result in self.arms))
 
+    @property
+    def without_setting(self) -> list[tuple[str, str]]:
+        """Condition and row where every trial met values that were not finite."""
+        return [result.arm.name for result in self.arms if not result.finals]
+
     def under(self, condition: str, choice: str) -> dict[str, ArmResult]:
         """Rows of a condition that have runs by a choice."""
         return {r.row: r for r in self.arms if r.arm.condition == condition and choice in r.finals}

@@ -39,7 +39,7 @@ def _run(settings: StudySettings, launcher_section: DictConfig, command: str) ->
     if settings.dry_run:
         announce(settings, plan, store, arms)
         return
-    store.open(settings)
+    store.open(settings.fixed)
     store.add_arms((arm.name for arm in arms), command)
     announce(settings, plan, store, arms)
     launcher = RunLauncher(store, launcher_section, settings.workers, settings.keep_runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,7 @@ from caldpo.config.did_you_mean import suggest
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem
 from caldpo.studies.measure_definitions import MEASURES
+from caldpo.studies.run_store import RunStore
 
 SETTINGS = "caldpo.studies.study_settings.StudySettings"
 BASELINE = "dpo"  # what every other row is compared with
@@ -76,7 +78,14 @@ def known_losses() -> list[str]:
 
 
 def find_study_problems(cfg: DictConfig) -> Iterator[Problem]:
-    """Refuse settings that name what does not exist."""
+    """Refuse settings that name what does not exist, and those that the study in the output folder does not have."""
+    problems = list(_of_values(cfg))
+    yield from problems
+    if not problems:
+        RunStore(Path(cfg.output)).require_same(StudySettings.of(cfg).fixed)
+
+
+def _of_values(cfg: DictConfig) -> Iterator[Problem]:
     for key, known in (
         ("losses", known_losses()),
         ("conditions", cfg.condition_overrides),

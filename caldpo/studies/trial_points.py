@@ -7,6 +7,7 @@ drawn ones, and none waits for another. The first coordinate is the learning rat
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ def proposed_point(space: SearchSpace, earlier: Sequence[tuple[Point, float]], s
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {key: _distribution(optuna, dimension) for key, dimension in space.items()}
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of adding trials, in the pinned version
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=1))
     for point, score in earlier:
         if all(_contains(space[key], point[key]) for key in space):
