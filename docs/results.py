@@ -51,14 +51,7 @@ def of_condition(condition: str, means: Sequence[Row], differences: Sequence[Row
         for row in differences
         if (row["condition"], row["choice"], row["measure"]) == (condition, CHOICE, "reward")
     }
-    head = [
-        "row",
-        "true reward (95 % interval)",
-        "to DPO",
-        "win rate over reference",
-        "KL (nats)",
-        "chosen log-ratio (nats)",
-    ]
+    head = ["row", "true reward (95 % interval)", "to DPO", "win rate", "KL (nats)", "chosen log-ratio (nats)"]
     lines = [head, [":--", *["--:"] * (len(head) - 1)]]
     for row in rows:
         reward = f"{number(row['reward'])} ({number(row['reward_low'])} to {number(row['reward_high'])})"

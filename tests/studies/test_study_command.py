@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, which is the current folder."""
     shutil.copytree(finished, tmp_path / "copied")
     monkeypatch.chdir(tmp_path / "copied")
-    yield tmp_path / "copied"
+    return tmp_path / "copied"
 
 
 def records(folder: Path) -> dict[str, bytes]:
