@@ -100,7 +100,7 @@ class RunStore:
         return path.read_text(encoding="utf-8") if path.is_file() else "it ended without a word"
 
     def _content(self) -> dict[str, Any]:
-        empty = {"fixed": {}, "arms": [], "commands": []}
+        empty: dict[str, Any] = {"fixed": {}, "arms": [], "commands": []}
         path = self.folder / STUDY
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

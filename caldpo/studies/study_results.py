@@ -40,7 +40,7 @@ class ArmResult:
     arm: Arm
     trials: list[Trial]
     chosen: Mapping[str, Trial]  # by choice; empty where nothing is tuned
-    finals: Mapping[str, list[Record]]  # by choice, in the order of the seeds; empty where every trial diverged
+    finals: Mapping[str, Sequence[Record]]  # by choice, in the order of the seeds; empty where every trial diverged
 
     @property
     def row(self) -> str:

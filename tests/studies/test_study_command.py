@@ -207,8 +207,9 @@ def test_data_without_a_known_reward_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pairs.jsonl").touch()
-    study('+condition_overrides.own=["data=local","data.train=pairs.jsonl"]', "conditions=[own]", fails=1)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    own = '+condition_overrides.own=["data=local","data.train=pairs.jsonl"]'
+    study(own, "conditions=[own]", "seed_keys=[seed]", fails=1)
     names(capsys.readouterr().err, "conditions", "own", "reward")
 
 
