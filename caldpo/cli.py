@@ -18,6 +18,7 @@ _COMMANDS = {
     "export": ("caldpo.export", "a trained policy as a Hugging Face folder with its model card"),
     "study": ("caldpo.study", "compare losses with an equal tuning budget, on seeds and a split nobody tuned on"),
     "compare": ("caldpo.compare", "report, table and picture of a sweep's runs"),
+    "properties": ("caldpo.properties", "what each loss does where the optimum is known exactly"),
 }
 _USAGE = """usage: caldpo COMMAND [arguments]
 
@@ -50,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    return _USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, (_, text) in _COMMANDS.items()))
+    return _USAGE.format(commands="\n".join(f"  {name:<11}{text}" for name, (_, text) in _COMMANDS.items()))

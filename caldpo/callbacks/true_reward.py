@@ -64,7 +64,7 @@ class OracleEvaluation(PromptSampling):
             TokenizedPair(prompt.prompt_ids, response, response, None, None, i, "")
             for i, (prompt, response) in enumerate(zip(held_out, samples, strict=True))
         ]
-        log_ratios = torch.cat([logps.chosen_log_ratio for logps in pair_logps_of(data, module, pairs, split="")])
+        log_ratios = torch.cat([logps.chosen_log_ratio for logps in logps_of(data, module, pairs, split="")])
         return {
             "reward": float(policy_rewards.mean()),
             "reference_reward": float(reference_rewards.mean()),
@@ -98,7 +98,7 @@ class OracleEvaluation(PromptSampling):
 def _agreement(data: PairDataModule, module: PreferenceModule) -> dict[str, float]:
     """Slope, correlation and error of implicit on true rewards, over the responses of the held-out pairs."""
     pairs = data.test_pairs[:]
-    logps = pair_logps_of(data, module, pairs, split="test")
+    logps = logps_of(data, module, pairs, split="test")
     log_ratios = torch.cat([x.chosen_log_ratio for x in logps] + [x.rejected_log_ratio for x in logps])
     true = [p.score_chosen for p in pairs] + [p.score_rejected for p in pairs]
     prompts = [tuple(p.prompt_ids) for p in pairs] * 2
@@ -106,9 +106,7 @@ def _agreement(data: PairDataModule, module: PreferenceModule) -> dict[str, floa
 
 
 @torch.no_grad()
-def pair_logps_of(
-    data: PairDataModule, module: PreferenceModule, pairs: list[TokenizedPair], split: str
-) -> list[PairLogps]:
+def logps_of(data: PairDataModule, module: PreferenceModule, pairs: list[TokenizedPair], split: str) -> list[PairLogps]:
     """Log-probs of pairs, batch by batch: all of them on this rank, whatever share its data loader has."""
     size = data.eval_micro_batch_size
     batches = (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from caldpo.callbacks.callback_base import response_texts
-from caldpo.callbacks.true_reward import OracleEvaluation, pair_logps_of
+from caldpo.callbacks.true_reward import OracleEvaluation, logps_of
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.data.datamodule import HeldOutPrompt, PairDataModule
@@ -144,7 +144,7 @@ class RunMeasures(OracleEvaluation):
         probability is claimed that could be calibrated.
         """
         pairs = data.test_pairs[:]
-        batches = pair_logps_of(data, module, pairs, split="test")
+        batches = logps_of(data, module, pairs, split="test")
         chosen, rejected = (_joined(batches, side) for side in ("chosen_log_ratio", "rejected_log_ratio"))
         own = [module.loss.implicit_rewards(logps) for logps in batches]
         claimed = [rewards for rewards in own if rewards is not None]
@@ -182,7 +182,7 @@ class RunMeasures(OracleEvaluation):
             TokenizedPair(prompt.prompt_ids, one, other, None, None, row, "")
             for row, (prompt, one, other) in enumerate(zip(held_out, first, second, strict=True))
         ]
-        batches = pair_logps_of(data, module, pairs, split="")
+        batches = logps_of(data, module, pairs, split="")
         ratios = (_joined(batches, side) for side in ("chosen_log_ratio", "rejected_log_ratio", "policy_chosen"))
         own, other, logps = ratios
         return own, other, logps
