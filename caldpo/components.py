@@ -55,6 +55,7 @@ class Components:
         loss, reference = build(cfg.loss, "loss"), build(cfg.reference, "reference")
         model, adapter = build_model(cfg)
         optim, trainer, data = (build(cfg[name], name) for name in ("optim", "trainer", "data"))
+        data.source.attach_model(model)
         rest: dict[str, Any] = {}
         if tracked:
             callbacks = build(cfg.callbacks, "callbacks")

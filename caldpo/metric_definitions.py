@@ -245,7 +245,8 @@ EXACT = (
         "oracle/objective",
         "objective",
         "data's units",
-        "expected true reward less beta times KL(policy || reference), beta being the loss's own",
+        "expected true reward less beta times KL(policy || reference), beta being data.source.objective_beta or else"
+        " the loss's own",
     ),
     Metric(
         "oracle/objective_optimum",
@@ -255,6 +256,14 @@ EXACT = (
     ),
     Metric("oracle/kl_to_optimum", "KL to the optimum", "nats", "KL(policy || pi*)", None, "lower"),
     Metric("oracle/kl_from_optimum", "KL from the optimum", "nats", "KL(pi* || policy)", None, "lower"),
+    Metric(
+        "oracle/regret",
+        "regret",
+        "data's units",
+        "by how much the objective falls short of that of the optimum: beta times KL(policy || pi*)",
+        None,
+        "lower",
+    ),
 )
 
 DEFINITIONS = (

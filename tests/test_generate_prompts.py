@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from caldpo.data.pair import Message, PreferencePair
 from caldpo.data.tokenize import encode_prompt, tokenize_pairs
-from caldpo.environments.reviews.sft_policy import build_tokenizer
+from caldpo.environments.reviews.review_environment import Reviews
+from caldpo.environments.sft_policy import build_tokenizer
 from caldpo.generation.generation_checks import read_prompts
 from caldpo.generation.generation_output import print_prompt, print_responses
 from caldpo.generation.responses import Response, as_prompt, find_form
@@ -84,8 +85,14 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     ("tokenizer", "prompt"),
     [
         (tiny_tokenizer(), "w1 w2 w3"),
-        (build_tokenizer(), "Write a warm review of iron river : ending ."),  # puts BOS in front
-        (build_tokenizer(), "<s>Write a warm review of iron river : ending ."),  # whose BOS stands there already
+        (
+            build_tokenizer(Reviews()),
+            "Write a warm review of iron river : ending .",
+        ),  # puts BOS in front
+        (
+            build_tokenizer(Reviews()),
+            "<s>Write a warm review of iron river : ending .",
+        ),  # whose BOS stands there already
         (chat_tokenizer(), (Message(role="user", content="w1 w2"),)),
         (
             chat_tokenizer(),

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from caldpo.models.model_source import ModelSource
+
 TURNS = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")  # may hold conversations
 BLOCK_ROWS = 256  # read together: enough to be worth handing on, few enough for a smooth progress bar
 MAX_ENCODED = 2_000_000  # characters; Python's own parser takes a hundred times the memory of what it reads
@@ -108,6 +110,9 @@ class PairSource(ABC):
     def is_generated(self, split: str) -> bool:
         """Whether the rows exist already, or need no language model to make them."""
         return True
+
+    def attach_model(self, model: ModelSource) -> None:  # noqa: B027 (only a source that samples needs it)
+        """Take the model that training starts from, before rows are read: for a source that samples from it."""
 
     def commit(self) -> str | None:
         """Return the commit of the hub that would be read now; None where the data has none."""

@@ -26,8 +26,8 @@ from caldpo.errors import CaldpoError
 from caldpo.security.secrets import redact_text
 from caldpo.utils.file_names import expanded, is_there
 
-_GENERATED = (".ReviewPairs", ".TabularPairs")  # sources that read no files
-_SPLITS = ("train", "test")  # of those
+_GENERATED = (".EnvironmentPairs", ".TabularPairs")  # sources that read no files
+_SPLITS = ("train", "validation", "test")  # of those
 
 
 def find_misplaced(cfg: DictConfig) -> Iterator[Problem]:
@@ -68,7 +68,7 @@ def _refuse_path(name: str) -> None:
     path = expanded(name)
     if "/" in name or ending(path) in ENDINGS or (name not in ("", *_SPLITS) and is_there(path)):
         raise CaldpoError(
-            f"is a path, and the embedded data has the splits {' and '.join(_SPLITS)}",
+            f"is a path, and the embedded data has the splits {', '.join(_SPLITS)}",
             remedy="add data=local, or take a model of your own: model=hf model.path=ID_OR_FOLDER",
         )
 

@@ -30,5 +30,10 @@ def labelled_row(
     """Label two responses with their true rewards, as a row of preference data with the rewards as scores."""
     if not prefers_first(first[1], second[1], sharpness, rng):
         first, second = second, first
-    texts = {"prompt": prompt, "chosen": first[0], "rejected": second[0]}
-    return {**texts, "score_chosen": first[1], "score_rejected": second[1]}
+    return preference_row(prompt, first, second)
+
+
+def preference_row(prompt: str, chosen: tuple[str, float], rejected: tuple[str, float]) -> dict[str, Any]:
+    """Write a row of preference data from two responses with their scores."""
+    texts = {"prompt": prompt, "chosen": chosen[0], "rejected": rejected[0]}
+    return {**texts, "score_chosen": chosen[1], "score_rejected": rejected[1]}

@@ -9,24 +9,31 @@ prompts, which are equally likely.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from caldpo.environments.bradley_terry import preference_probability
 
 Table = Float[Tensor, "prompts responses"]
 
 
 @dataclass(frozen=True, slots=True)
 class TabularEnvironment:
-    """Reference policy and true rewards, both drawn from normal distributions."""
+    """Reference policy and true rewards, both drawn from normal distributions.
+
+    A shift adds a constant to all rewards of a prompt, a bias of its mean. Neither Bradley-Terry labels nor the optimum
+    change, nor does the mean reward over prompts; what reads rewards or labels of single responses may.
+    """
 
     prompts: int
     responses: int
     seed: int
     reference_spread: float  # standard deviation of the reference's logits; 0 makes it uniform
     reward_spread: float  # standard deviation of the rewards
+    shift_spread: float = 0.0  # standard deviation, over prompts, of the constants; their mean is 0
 
     def reference(self) -> Table:
         """Draw its log-probs."""
@@ -34,7 +41,12 @@ class TabularEnvironment:
 
     def rewards(self) -> Table:
         """Draw the true rewards."""
-        return _normal_table(self, "rewards", self.reward_spread)
+        return _normal_table(self, "rewards", self.reward_spread) + self.shifts()[:, None]
+
+    def shifts(self) -> Float[Tensor, " prompts"]:
+        """Draw the constants that are part of the rewards of each prompt."""
+        constants = _normal_table(replace(self, responses=1), "shifts", self.shift_spread)[:, 0]
+        return constants - constants.mean()
 
 
 def prompt_text(prompt: int) -> str:
@@ -77,10 +89,11 @@ def exact_metrics(policy: Table, reference: Table, rewards: Table, beta: float) 
 
     Returns:
         ``exact_reward`` and ``exact_kl`` (to the reference, nats); ``objective`` and ``objective_optimum``, its
-        largest value; ``kl_to_optimum`` KL(pi || pi*) and ``kl_from_optimum`` KL(pi* || pi), nats.
+        largest value; ``regret``, how far the objective falls short of it; ``kl_to_optimum`` KL(pi || pi*) and
+        ``kl_from_optimum`` KL(pi* || pi), nats.
     """
     best = optimum(reference, rewards, beta)
-    return {
+    values = {
         "exact_reward": expected_reward(policy, rewards),
         "exact_kl": kl_divergence(policy, reference),
         "objective": objective(policy, reference, rewards, beta),
@@ -88,6 +101,33 @@ def exact_metrics(policy: Table, reference: Table, rewards: Table, beta: float) 
         "kl_to_optimum": kl_divergence(policy, best),
         "kl_from_optimum": kl_divergence(best, policy),
     }
+    return values | {"regret": values["objective_optimum"] - values["objective"]}
+
+
+def pair_probabilities(
+    proposal: Float[Tensor, " responses"], rewards: Float[Tensor, " responses"], sharpness: float | None
+) -> Float[Tensor, "responses responses"]:
+    """Return the probability of each pair (chosen, rejected) of a prompt.
+
+    Its two responses are drawn independently from ``proposal``, given that they differ, and labelled by
+    :func:`caldpo.environments.bradley_terry.preference_probability`.
+    """
+    drawn = proposal.double()[:, None] * proposal.double()[None, :]
+    drawn.fill_diagonal_(0.0)
+    values = rewards.tolist()
+    labels = [[preference_probability(first, second, sharpness) for second in values] for first in values]
+    joint = drawn * torch.tensor(labels, dtype=torch.float64)
+    return joint / joint.sum()
+
+
+def apportion(probabilities: Float[Tensor, "*shape"], total: int) -> Int[Tensor, "*shape"]:
+    """Share ``total`` out in proportion to ``probabilities``, as whole numbers (largest remainders, Hamilton)."""
+    quotas = probabilities.flatten() * total
+    counts = quotas.floor().long()
+    # of equal remainders the first: a stable order on all machines
+    order = (quotas - counts).argsort(descending=True, stable=True)
+    counts[order[: total - int(counts.sum())]] += 1
+    return counts.reshape(probabilities.shape)
 
 
 def _normal_table(environment: TabularEnvironment, name: str, spread: float) -> Table:

@@ -76,6 +76,8 @@ class EvaluatedPolicy:
         self.source, self.adapter = build_model(config)
         self._own_reference: ReferenceSource | None = build_optional(config, "reference")
         data: PairDataModule | None = build_optional(config, "data")
+        if data is not None:
+            data.source.attach_model(self.source)
         self.adapter.check()
         self.identity: str = self.source.identity()
         self.tokenizer: PreTrainedTokenizerBase = self.source.load_tokenizer()

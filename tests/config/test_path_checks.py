@@ -129,10 +129,13 @@ def test_other_sources_name_splits() -> None:
 @pytest.mark.parametrize("name", ["nowhere/rows", "rows.jsonl", "pairs"])
 def test_the_embedded_data_has_no_files(name: str) -> None:
     """A folder may be called as a split is."""
-    embedded = {"data__source___target_": "caldpo.data.sources.review_pairs.ReviewPairs", "data__test": "test"}
+    embedded = {
+        "data__source___target_": "caldpo.data.sources.environment_pairs.EnvironmentPairs",
+        "data__test": "test",
+    }
     Path("train").mkdir()
     check_places(config(data__train="train", **embedded))
-    with refused("train and test", key="data.train", value=name, remedy="data=local"):
+    with refused("train, validation, test", key="data.train", value=name, remedy="data=local"):
         check_places(config(data__train=name, **embedded))
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from caldpo.data.data_report import TokenCounts
 from caldpo.data.tokenize import unknown_token
-from caldpo.environments.reviews.sft_policy import build_tokenizer
+from caldpo.environments.reviews.review_environment import Reviews
+from caldpo.environments.sft_policy import build_tokenizer
 from tests.data.prepared import TEST, TRAIN, prepared
 from tests.data.small import RowsSource, gpt2, word_tokenizer
 from tests.helpers.messages import names, refused
@@ -18,7 +19,10 @@ OTHER = [(f"Ask {w} ?", f" strange {w}", f" odd {w}") for w in "bcdefghijk"]
 
 def test_the_embedded_vocabulary_is_not_that_of_other_texts(tmp_path: Path) -> None:
     source = RowsSource(train=OTHER, test=TEST)
-    tokenizer, remedy = build_tokenizer(), ("model.path=ID_OR_FOLDER", "data.max_unknown=0.70")
+    tokenizer, remedy = (
+        build_tokenizer(Reviews()),
+        ("model.path=ID_OR_FOLDER", "data.max_unknown=0.70"),
+    )
     with refused("70.0%", "train", "<unk>", len(tokenizer), key="model", remedy=remedy):
         prepared(tmp_path, tokenizer, source=source, max_unknown=0.01)
 

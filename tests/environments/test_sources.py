@@ -11,7 +11,7 @@ from scipy import stats
 
 from caldpo.data.load import load_pairs
 from caldpo.data.raw_row import PairSource
-from caldpo.data.sources.review_pairs import ReviewPairs
+from caldpo.data.sources.environment_pairs import EnvironmentPairs
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.reviews.review_reward import reward
 from caldpo.environments.tabular_environment import log_partition, optimum
@@ -44,12 +44,12 @@ def table_rows(split: str = "train", **keys: Any) -> list[tuple[int, int, int, f
 
 
 def test_both_are_pair_sources() -> None:
-    assert isinstance(ReviewPairs(1, 1, 8.0, 0), PairSource)
+    assert isinstance(EnvironmentPairs("reviews", 1, 1, 8.0, 0), PairSource)
     assert isinstance(TabularPairs(**TABLE), PairSource)
 
 
 def test_every_review_row_is_a_valid_pair() -> None:
-    source = ReviewPairs(train_pairs=200, test_pairs=50, label_sharpness=8.0, seed=0)
+    source = EnvironmentPairs("reviews", train_pairs=200, test_pairs=50, label_sharpness=8.0, seed=0)
     for split, count in (("train", 200), ("test", 50)):
         pairs, report = load_pairs(source, split, **(KEEP | {"on_degenerate": "drop"}))
         assert report.kept == len(pairs) == count
@@ -60,23 +60,25 @@ def test_every_review_row_is_a_valid_pair() -> None:
 
 def test_review_rows_are_a_function_of_split_and_seed() -> None:
     def texts(split: str, seed: int) -> list[Any]:
-        return [row.value for row in ReviewPairs(20, 20, 8.0, seed).rows(split)]
+        return [row.value for row in EnvironmentPairs("reviews", 20, 20, 8.0, seed).rows(split)]
 
     assert texts("train", 0) == texts("train", 0)
     assert texts("train", 0) != texts("train", 1)
     assert texts("train", 0) != texts("test", 0)
 
 
-@pytest.mark.parametrize("source", [ReviewPairs(1, 1, 8.0, 0), TabularPairs(**TABLE)], ids=["reviews", "tabular"])
+@pytest.mark.parametrize(
+    "source", [EnvironmentPairs("reviews", 1, 1, 8.0, 0), TabularPairs(**TABLE)], ids=["reviews", "tabular"]
+)
 def test_another_split_is_refused(source: PairSource) -> None:
-    with refused("train", "test", key="validation"):
-        source.rows("validation")
+    with refused("train", "test", key="dev"):
+        source.rows("dev")
 
 
 @pytest.mark.parametrize("sharpness", [0.0, -1.0])
 def test_the_sharpness_is_positive_or_null(sharpness: float) -> None:
     with refused("> 0", "null", key="label_sharpness", value=sharpness):
-        ReviewPairs(1, 1, sharpness, 0)
+        EnvironmentPairs("reviews", 1, 1, sharpness, 0)
     with refused("> 0", "null", key="label_sharpness", value=sharpness):
         TabularPairs(**{**TABLE, "label_sharpness": sharpness})
 
@@ -150,3 +152,48 @@ def test_a_table_of_other_sizes_is_refused() -> None:
     other = TabularModel(4, 5, 2, 1.0).load_policy()
     with refused("4 prompts", "6 responses", key="data", value="tabular", remedy="model=tabular"):
         TabularPairs(**TABLE).exact_metrics(other, other, beta=0.1)
+
+
+def test_expected_labels_are_the_pairs_in_proportion() -> None:
+    rewards = TabularPairs(**TABLE).environment.rewards()
+    rows = table_rows(pairs_per_prompt=3000, labels="expected")
+    assert len(rows) == 4 * 3000
+    counts = torch.zeros(4, 6, 6, dtype=torch.float64)
+    for x, w, r, sw, sr in rows:
+        counts[x, w, r] += 1
+        assert (sw, sr) == (rewards[x, w].item(), rewards[x, r].item())
+    for x in range(4):
+        gaps = rewards[x][:, None] - rewards[x][None, :]
+        labelled = (counts[x] > 30) & (counts[x].T > 30)
+        odds = (counts[x] / counts[x].T).log()
+        assert (odds - gaps)[labelled].abs().max() < 0.04  # rounding to whole rows; drawn ones differ by 0.2 and more
+    assert table_rows(pairs_per_prompt=300, labels="expected", seed=0) == table_rows(
+        pairs_per_prompt=300, labels="expected", seed=1
+    )
+    assert all(sw > sr for *_, sw, sr in table_rows(labels="expected", label_sharpness=None))
+
+
+def test_a_reward_shift_moves_scores_alone() -> None:
+    plain, shifted = table_rows(), table_rows(reward_shift=3.0)
+    assert [row[:3] for row in plain] == [row[:3] for row in shifted]
+    moves = {
+        x: {round(b - a, 9) for (y, *_, a, _), (*_, b, _) in zip(plain, shifted, strict=True) if y == x}
+        for x in range(4)
+    }
+    assert all(len(move) == 1 for move in moves.values())
+    assert len(set.union(*moves.values())) == 4
+    # scores less beta log Z are the optimum's log-ratios, with or without
+    together = zip(table_rows(partition_beta=0.3), table_rows(partition_beta=0.3, reward_shift=3.0), strict=True)
+    assert all(a[3:] == pytest.approx(b[3:]) for a, b in together)
+
+
+def test_the_objectives_own_beta() -> None:
+    model = TabularModel(4, 6, 2, 1.0)
+    policy, reference = model.load_policy(), model.load_policy()
+    fixed = TabularPairs(**TABLE, objective_beta=0.3)
+    assert fixed.exact_metrics(policy, reference, beta=5.0) == TabularPairs(**TABLE).exact_metrics(
+        policy, reference, 0.3
+    )
+    assert fixed.exact_metrics(policy, reference, beta=5.0) != TabularPairs(**TABLE).exact_metrics(
+        policy, reference, 5.0
+    )

@@ -11,12 +11,14 @@ from scipy.optimize import minimize
 
 from caldpo.environments.tabular_environment import (
     TabularEnvironment,
+    apportion,
     exact_metrics,
     expected_reward,
     kl_divergence,
     log_partition,
     objective,
     optimum,
+    pair_probabilities,
 )
 
 SMALL = TabularEnvironment(prompts=3, responses=4, seed=5, reference_spread=1.0, reward_spread=1.0)
@@ -103,7 +105,40 @@ def test_exact_metrics_name_the_right_quantities() -> None:
             - 0.5 * sum(stats.entropy(x, y) for x, y in zip(b, q, strict=True)) / 3,
             "kl_to_optimum": sum(stats.entropy(x, y) for x, y in zip(p, b, strict=True)) / 3,
             "kl_from_optimum": sum(stats.entropy(x, y) for x, y in zip(b, p, strict=True)) / 3,
+            "regret": 0.5 * sum(stats.entropy(x, y) for x, y in zip(p, b, strict=True)) / 3,
         }
     )
     # what falls short of the best objective is beta KL(pi || pi*), exactly
     assert got["objective_optimum"] - got["objective"] == pytest.approx(0.5 * got["kl_to_optimum"])
+
+
+def test_a_shift_of_a_prompts_rewards_changes_neither_optimum_nor_regret() -> None:
+    shifted = TabularEnvironment(3, 4, 5, 1.0, 1.0, shift_spread=2.0)
+    reference, rewards, moved = SMALL.reference(), SMALL.rewards(), shifted.rewards()
+    difference = moved - rewards
+    assert difference.std(dim=1).max() < 1e-12
+    assert difference[:, 0].std() > 0.1
+    assert difference.mean().item() == pytest.approx(0.0, abs=1e-12)
+    assert torch.equal(reference, shifted.reference())
+    assert torch.allclose(optimum(reference, rewards, 0.3), optimum(reference, moved, 0.3))
+    policy = (reference + 0.7 * rewards).log_softmax(dim=1)
+    assert exact_metrics(policy, reference, moved, 0.3) == pytest.approx(exact_metrics(policy, reference, rewards, 0.3))
+
+
+@pytest.mark.parametrize("sharpness", [1.0, None])
+def test_pair_probabilities_by_enumeration(sharpness: float | None) -> None:
+    proposal, rewards = SMALL.reference()[0].exp(), SMALL.rewards()[0]
+    got = pair_probabilities(proposal, rewards, sharpness)
+    differ = 1 - sum(p.item() ** 2 for p in proposal)
+    for i in range(4):
+        for j in range(4):
+            gap = (rewards[i] - rewards[j]).item()
+            label = 1 / (1 + math.exp(-gap)) if sharpness else float(gap > 0)
+            drawn = 2 * proposal[i].item() * proposal[j].item() / differ
+            assert got[i, j].item() == pytest.approx(0.0 if i == j else drawn * label)
+
+
+def test_apportion_by_hand() -> None:
+    assert apportion(torch.tensor([0.5, 0.3, 0.2]), 10).tolist() == [5, 3, 2]
+    assert apportion(torch.tensor([0.41, 0.33, 0.26]), 10).tolist() == [4, 3, 3]  # the rest .1, .3, .6
+    assert apportion(torch.tensor([[0.25, 0.25], [0.25, 0.25]]), 6).tolist() == [[2, 2], [1, 1]]

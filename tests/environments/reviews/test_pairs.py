@@ -9,14 +9,14 @@ import pytest
 from scipy import stats
 
 from caldpo.environments.bradley_terry import preference_probability
-from caldpo.environments.reviews.pair_sampling import sample_pairs
+from caldpo.environments.pair_sampling import PairRecipe, sample_pairs
 from caldpo.environments.reviews.review_prompts import parse_prompt, sample_prompts
 from caldpo.environments.reviews.review_reward import parse_sentence, reward
 from caldpo.environments.reviews.writers import WRITERS, write
 
 
 def rows(split: str = "train", count: int = 2000, seed: int = 0, sharpness: float | None = 8.0) -> list[dict]:
-    return list(sample_pairs(split, count, seed=seed, sharpness=sharpness))  # type: ignore[arg-type]
+    return list(sample_pairs(PairRecipe("reviews", seed, sharpness), split, count))  # type: ignore[arg-type]
 
 
 def test_better_writers_earn_more() -> None:

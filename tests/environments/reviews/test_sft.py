@@ -12,10 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldpo.environments.reviews import sft_policy as sft
+from caldpo.environments import sft_policy as sft
+from caldpo.environments.reviews import review_environment as environment
+from caldpo.environments.reviews.review_environment import Reviews
 from caldpo.environments.reviews.review_prompts import TITLES, parse_prompt
 from caldpo.environments.reviews.review_reward import parse_sentence
-from caldpo.environments.reviews.sft_policy import SftRecipe, build_tokenizer, fit_sft, sft_batches
+from caldpo.environments.sft_policy import SftRecipe, build_tokenizer, fit_sft, sft_batches
 from caldpo.models.tiny_model import TinyModel
 from tests.helpers.messages import refused
 
@@ -44,9 +46,9 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def test_batches_are_reviews_of_training_titles_with_the_response_masked() -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(Reviews())
     prompts, well_formed = [], 0
-    batches = list(sft_batches(dataclasses.replace(SMALL, steps=10), tokenizer))
+    batches = list(sft_batches(Reviews(), dataclasses.replace(SMALL, steps=10), tokenizer))
     for input_ids, attended, response in batches:
         for ids, here, answer in zip(input_ids, attended, response, strict=True):
             prompt = str(tokenizer.decode(ids[here & ~answer], skip_special_tokens=True))
@@ -64,10 +66,10 @@ def test_batches_are_reviews_of_training_titles_with_the_response_masked() -> No
 
 
 def test_fitting_learns_the_grammar() -> None:
-    tokenizer = build_tokenizer()
-    model = fit_sft(SMALL)
+    tokenizer = build_tokenizer(Reviews())
+    model = fit_sft(Reviews(), SMALL)
     fresh = dataclasses.replace(SMALL, steps=1, batch_size=64, seed=99)
-    input_ids, attended, response = next(sft_batches(fresh, tokenizer))
+    input_ids, attended, response = next(sft_batches(Reviews(), fresh, tokenizer))
     with torch.no_grad():
         # transformers' own loss, on the response tokens
         nll = model(input_ids, attention_mask=attended.long(), labels=input_ids.masked_fill(~response, -100)).loss
@@ -81,13 +83,13 @@ def test_fitting_is_reproducible_and_leaves_global_state_alone() -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(7)
     random.seed(7)
-    first = fit_sft(recipe)
+    first = fit_sft(Reviews(), recipe)
     drawn = torch.rand(3), random.random()
     torch.manual_seed(7)
     random.seed(7)
     expected = torch.rand(3), random.random()
-    second = fit_sft(recipe)
-    other = fit_sft(dataclasses.replace(recipe, seed=1))
+    second = fit_sft(Reviews(), recipe)
+    other = fit_sft(Reviews(), dataclasses.replace(recipe, seed=1))
     assert torch.equal(drawn[0], expected[0])
     assert drawn[1] == expected[1]
     assert torch.get_num_threads() == threads
@@ -97,23 +99,23 @@ def test_fitting_is_reproducible_and_leaves_global_state_alone() -> None:
 
 
 def test_the_digest_follows_everything_that_defines_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = {SMALL.digest()}
+    digests = {SMALL.digest(Reviews())}
     for field in dataclasses.fields(SMALL):
-        digests.add(dataclasses.replace(SMALL, **{field.name: getattr(SMALL, field.name) * 2 + 1}).digest())
-    monkeypatch.setitem(sft.CORPUS, "plain", 0.5)
-    digests.add(SMALL.digest())
-    monkeypatch.setitem(sft.WRITERS, "plain", dataclasses.replace(sft.WRITERS["plain"], strong=0.31))
-    digests.add(SMALL.digest())
+        digests.add(dataclasses.replace(SMALL, **{field.name: getattr(SMALL, field.name) * 2 + 1}).digest(Reviews()))
+    monkeypatch.setitem(environment.CORPUS, "plain", 0.5)
+    digests.add(SMALL.digest(Reviews()))
+    monkeypatch.setitem(environment.WRITERS, "plain", dataclasses.replace(environment.WRITERS["plain"], strong=0.31))
+    digests.add(SMALL.digest(Reviews()))
     assert len(digests) == 1 + len(dataclasses.fields(SMALL)) + 2
     monkeypatch.undo()
-    assert SMALL.digest() in digests
+    assert SMALL.digest(Reviews()) in digests
 
 
 def test_the_policy_is_fitted_once_and_loaded_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = TinyModel(**ARGUMENTS, cache=str(tmp_path))
     first = source.load_policy()
 
-    def never(recipe: SftRecipe) -> None:
+    def never(environment: object, recipe: SftRecipe) -> None:
         raise AssertionError("fitted again")
 
     monkeypatch.setattr(sft, "fit_sft", never)

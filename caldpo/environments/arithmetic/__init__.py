@@ -1,0 +1,1 @@
+"""Chains of sums, where chosen and rejected share nearly every token: prompts, chains, reward."""
