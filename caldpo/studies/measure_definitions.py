@@ -38,10 +38,11 @@ MEASURES: dict[str, StudyMeasure] = {
     "entropy": StudyMeasure("by_prompt", "entropy of the policy", "nats per response"),
     "distinct_1": StudyMeasure("scalars", "distinct tokens of samples", "share"),
     "distinct_2": StudyMeasure("scalars", "distinct pairs of tokens of samples", "share"),
-    # where the optimum is known, at the loss's own beta
+    # where the optimum is known
     "exact_reward": StudyMeasure("scalars", "expected true reward, exact", "as true reward", "higher"),
     "objective": StudyMeasure("scalars", "E[r] - beta KL, exact", "as true reward"),
     "objective_optimum": StudyMeasure("scalars", "its largest value", "as true reward"),
+    "regret": StudyMeasure("scalars", "how far the objective falls short of it", "as true reward", "lower"),
     "kl_to_optimum": StudyMeasure("scalars", "KL(policy || optimum), exact", "nats", "lower"),
     "kl_from_optimum": StudyMeasure("scalars", "KL(optimum || policy), exact", "nats", "lower"),
 }

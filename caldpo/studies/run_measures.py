@@ -7,6 +7,7 @@ drawn over seeds and prompts. Log-ratios, KL and entropy are in nats, sums over 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class RunMeasures(OracleEvaluation):
         samples: of each prompt, at temperature 1, since only such samples estimate a KL; measures are their means.
         max_new_tokens: longest response, tokens.
         seed: of the sampling, and of the judge's mistakes.
+        best_of: draw so many samples in place of each, and take the one of the highest true reward: best-of-n of the
+            reference, for a policy that is still at its start. Its KL is then the bound log n - (n - 1) / n.
         frontier_prompts: held-out prompts of each point of the frontier; 0: no frontier.
         judge_sharpness: the judge prefers a response with probability ``sigmoid(this x gap of true rewards)``.
         bins: of the calibration error.
@@ -55,6 +58,7 @@ class RunMeasures(OracleEvaluation):
         self,
         prompts: PositiveInt,
         samples: PositiveInt = 1,
+        best_of: PositiveInt = 1,
         max_new_tokens: PositiveInt = 64,
         seed: NonNegativeInt = 0,
         frontier_prompts: NonNegativeInt = 0,
@@ -62,7 +66,7 @@ class RunMeasures(OracleEvaluation):
         bins: PositiveInt = 10,
     ) -> None:
         super().__init__(prompts=prompts, max_new_tokens=max_new_tokens, temperature=1.0, seed=seed)
-        self.samples = samples
+        self.samples, self.best_of = samples, best_of
         self.frontier_prompts, self.judge_sharpness, self.bins = frontier_prompts, judge_sharpness, bins
         self.frontier: dict[int, dict[str, float]] = {}  # by optimiser step
 
@@ -91,7 +95,7 @@ class RunMeasures(OracleEvaluation):
             return
         module.policy.eval()  # training is over: no dropout from here on
         held_out = self._prompts(data, self.prompts)
-        samples = self.sample(module.policy, module, held_out, seed=self.seed)
+        samples = self._policy_samples(data, module, held_out)
         baseline = self.reference_samples(module, held_out)
         with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
             of_samples = self._of_samples(data, module, held_out, samples, baseline)
@@ -135,7 +139,20 @@ class RunMeasures(OracleEvaluation):
             "entropy": -own_logps,
             "length": np.array([len(ids) for ids in samples], dtype=np.float64),
         }
+        if self.best_of > 1:  # Beirami et al. 2024, arXiv 2401.01879; the samples' own log-ratios are the policy's
+            of_samples["kl"] = np.full(len(reward), math.log(self.best_of) - (self.best_of - 1) / self.best_of)
         return {name: values.reshape(-1, self.samples).mean(axis=1) for name, values in of_samples.items()}
+
+    def _policy_samples(
+        self, data: PairDataModule, module: PreferenceModule, held_out: Sequence[HeldOutPrompt]
+    ) -> list[list[int]]:
+        """One sample for each entry of ``held_out``: of ``best_of`` the one with the highest true reward."""
+        drawn = [prompt for prompt in held_out for _ in range(self.best_of)]
+        samples = self.sample(module.policy, module, drawn, seed=self.seed)
+        if self.best_of == 1:
+            return samples
+        best = self._rewards(data, module, drawn, samples).reshape(-1, self.best_of).argmax(axis=1)
+        return [samples[row * self.best_of + int(place)] for row, place in enumerate(best)]
 
     def _of_pairs(self, data: PairDataModule, module: PreferenceModule) -> tuple[dict[str, Values], dict[str, float]]:
         """Measure the held-out pairs, ``(pairs,)``, and how their implicit rewards are calibrated.

@@ -26,7 +26,7 @@ from caldpo.utils.atomic_io import atomic_text, write_text
 PAGE = "index.md"
 TEMPLATE = Path(__file__).with_name("study_page.md.j2")
 SHOWN = ("reward", "reward_at_kl", "win_rate", "kl", "reverse_kl", "accuracy", "slope", "calibration_error", "brier")
-EXACT = ("exact_reward", "objective", "objective_optimum", "kl_to_optimum", "kl_from_optimum")
+EXACT = ("exact_reward", "regret", "kl_to_optimum", "kl_from_optimum")
 ALSO_SHOWN = (*EXACT, "chosen_log_ratio", "displaced", "length", "entropy", "distinct_1", "distinct_2")
 _DIGITS = 6
 

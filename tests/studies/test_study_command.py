@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from caldpo.api import compose
+from caldpo.config.conf_dir import conf_dir
 from caldpo.study import main
 from tests.helpers.command import call
 from tests.helpers.forked import start
@@ -240,6 +245,32 @@ def test_values_that_are_not_finite_are_a_result(tmp_path: Path, monkeypatch: py
     assert found["trials"]["status"].tolist() == ["diverged"] * 2
     assert set(found["runs"]["row"]) == {"reference"}
     names((tmp_path / "study" / "report" / "index.md").read_text(), "`dpo` under diverging")
+
+
+def test_every_condition_and_row_that_is_defined_composes() -> None:
+    cfg = OmegaConf.load(conf_dir() / "study.yaml")
+    run = [*cfg.run_overrides, *cfg.trial_overrides]
+    for condition in cfg.condition_overrides.values():
+        compose([*run, *condition, "loss=dpo"])
+    for row in cfg.beside_overrides.values():
+        if "rollouts" not in str(row.overrides) or (conf_dir() / "rollouts").is_dir():
+            compose([*run, *cfg.condition_overrides.arithmetic, *row.overrides])
+
+
+def test_best_of_n_picks_by_the_true_reward(copied: Path) -> None:
+    before = tables(copied / "study" / "report")["tabular"].set_index(["row", "choice"])
+    study("losses=[dpo]", "beside=[best_of_n]")
+    row = tables(copied / "study" / "report")["tabular"].set_index(["row", "choice"]).loc["best_of_n", "truth"]
+    assert row["kl"] == pytest.approx(math.log(16) - 15 / 16)
+    # the best of 16 draws of the table's reference, prompt by prompt: E[max] by the distribution of the maximum
+    source = instantiate(compose(["model=tabular"]).data.source)
+    rewards, log_probs = source.environment.rewards().numpy(), source.environment.reference().numpy()
+    expected = []
+    for values, probs in zip(rewards, np.exp(log_probs), strict=True):
+        order = np.argsort(values)
+        expected.append(values[order] @ np.diff(np.concatenate([[0.0], np.cumsum(probs[order])]) ** 16))
+    assert row["reward"] == pytest.approx(np.mean(expected), abs=0.15)
+    assert row["reward"] > before.loc[("reference", "truth"), "reward"] + 0.5
 
 
 @pytest.mark.slow  # each worker imports for seconds
