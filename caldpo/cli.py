@@ -16,6 +16,7 @@ _COMMANDS = {
     "evaluate": ("caldpo.evaluate", "measure what training changed: a run, a sweep or any Hugging Face model"),
     "generate": ("caldpo.generate", "read what a policy writes, beside its reference, or talk to it"),
     "export": ("caldpo.export", "a trained policy as a Hugging Face folder with its model card"),
+    "study": ("caldpo.study", "compare losses with an equal tuning budget, on seeds and a split nobody tuned on"),
     "compare": ("caldpo.compare", "report, table and picture of a sweep's runs"),
     "properties": ("caldpo.properties", "what each loss does where the optimum is known exactly"),
 }

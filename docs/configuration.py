@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 PAGE = Path(__file__).with_suffix(".md")
 COMMANDS = (
     *("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "estimate"),
-    *("benchmark", "properties"),
+    *("benchmark", "properties", "study"),
 )
 GROUPS = (
     *("loss", "rollouts", "model", "data", "adapter", "reference"),

@@ -37,10 +37,10 @@ LAYERS = (
     ("replay", "run_record", "theory"),
     ("training_run",),
     ("training_command",),
-    ("bench",),
+    ("bench", "studies"),
     ("api",),
     ("train",),
-    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "properties", "cli"),
+    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "properties", "study", "cli"),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 

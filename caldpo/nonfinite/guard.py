@@ -18,7 +18,7 @@ from caldpo.nonfinite.locate import SeenBatch, locate, merged
 from caldpo.nonfinite.step_dump import dump_step
 from caldpo.types import PairBatch, PairLogps
 from caldpo.utils.collectives import all_gather
-from caldpo.utils.finite_checks import REMEDY, nonfinite_names
+from caldpo.utils.finite_checks import REMEDY, NonFiniteError, nonfinite_names
 from caldpo.utils.notes import print_notes
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class NonFiniteGuard:
         if path is not None:
             run_dir = path.parent.parent
             remedy = f"compute the batch again: python -m caldpo.train resume={run_dir} replay={path}; then {remedy}"
-        error = CaldpoError(message, remedy=remedy)
+        error = NonFiniteError(message, remedy=remedy)
         self.caught = error if unharmed else None
         return error
 
@@ -109,7 +109,7 @@ class NonFiniteGuard:
     def _check_limit(self, message: str) -> CaldpoError | None:
         if self.skipped <= self.max_skipped:
             return None
-        self.caught = CaldpoError(
+        self.caught = NonFiniteError(
             f"more than {self.max_skipped} optimiser steps would have been skipped: {message}",
             key="trainer.max_skipped_steps",
             value=self.max_skipped,
@@ -167,7 +167,7 @@ class HeldOutGuard:
         if module.nonfinite.skips and not finding.weights:
             print_notes([message])
             return None
-        return CaldpoError(message, remedy=REMEDY)
+        return NonFiniteError(message, remedy=REMEDY)
 
 
 def origins_of(trainer: pl.Trainer) -> Callable[[int, str], str]:

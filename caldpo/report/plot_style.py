@@ -112,6 +112,11 @@ def looks(groups: Sequence[RunGroup]) -> list[Look]:
     return result
 
 
+def colour_of(loss: str) -> str:
+    """Return the colour of a loss, the same in every figure."""
+    return _of_loss(loss)[0]
+
+
 def _of_loss(loss: str) -> tuple[str, int, int]:
     """Colour, and places among markers and dash patterns; a loss without fixed ones takes them by its name."""
     if loss in FIXED:

@@ -14,6 +14,10 @@ MAX_NAMED = 5  # rows, or parameters, that a message names
 REMEDY = "take an earlier checkpoint; to train again, lower optim.lr, raise loss.beta, or use trainer.precision=32-true"
 
 
+class NonFiniteError(CaldpoError):
+    """A run met values that are not finite: what its settings did, not a mistake in them."""
+
+
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Name the tensors with a non-finite entry, as far as this rank has them; one transfer from the device."""
     named = [(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors]
@@ -34,6 +38,6 @@ def not_finite_error(what: str, bad: Sequence[str], count: int, kind: str) -> Ca
 
     ``what`` names the values (``run at step 4: the policy's log-probs``), ``kind`` the rows, in the plural.
     """
-    return CaldpoError(
+    return NonFiniteError(
         f"{what} are not finite: {len(bad)} of {count} {kind}, {first_names(bad, len(bad))}", remedy=REMEDY
     )

@@ -1,0 +1,71 @@
+"""``docs/results.py`` writes README's table from a study's tables."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.messages import names
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "results.py"
+
+MEANS = """row,kind,choice,seeds,reward,reward_low,reward_high,win_rate,kl,chosen_log_ratio
+dpo,loss,practitioner,5,0.5,0.4,0.6,0.8,2.0,-3.0
+dpo,loss,truth,5,9,9,9,9,9,9
+ipo,loss,practitioner,5,0.9,0.8,1.0,0.9,1.0,0.5
+cpo,loss,practitioner,5,0.6,0.4,0.8,0.85,,1.5
+"""
+DIFFERENCES = """condition,choice,row,measure,difference,significant
+reviews,practitioner,ipo,reward,0.4,True
+reviews,practitioner,cpo,reward,0.1,False
+reviews,practitioner,cpo,win_rate,0.05,True
+reviews,truth,cpo,reward,0.7,True
+"""
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "study").mkdir()
+    for name, text in (("reviews", MEANS), ("differences", DIFFERENCES), ("runs", "row\n"), ("trials", "row\n")):
+        (tmp_path / "study" / f"{name}.csv").write_text(text)
+    return tmp_path / "study"
+
+
+def test_the_table_stands_between_the_markers_and_is_replaced(study: Path, script: dict[str, Any]) -> None:
+    readme = study.parent / "README.md"
+    readme.write_text(f"before\n\n{script['BEGIN']}\nold\n{script['END']}\n\nafter\n")
+    assert script["main"]([str(study)], readme) == 0
+    once = readme.read_text()
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "old" not in once
+    assert script["main"]([str(study)], readme) == 0
+    assert readme.read_text() == once
+    rows = [line for line in once.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["ipo", "cpo", "dpo"], "by true reward, of the practitioner's choice"
+    assert "**+0.40**" in rows[0]
+    assert "(+0.10)" in rows[1], "what is not significant is not called a difference"
+    assert "0.50 (0.40 to 0.60)" in rows[2]
+    names(once, "1 of 2 rows")
+
+
+def test_nothing_is_written_without_markers_or_without_a_study(
+    study: Path, script: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = study.parent / "README.md"
+    readme.write_text("no place\n")
+    assert script["main"]([str(study)], readme) == 1
+    names(capsys.readouterr().out, script["BEGIN"], script["END"])
+    marked = f"{script['BEGIN']}\n{script['END']}\n"
+    readme.write_text(marked)
+    assert script["main"]([str(study.parent / "none")], readme) == 1
+    names(capsys.readouterr().out, "caldpo.study")
+    assert readme.read_text() == marked
