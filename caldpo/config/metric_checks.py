@@ -98,7 +98,8 @@ def _loss_outputs(cfg: DictConfig) -> tuple[list[str], bool]:
     logps: list[Any] = [torch.tensor(two) for two in ([-2.0, -3.0], [-4.0, -3.0], [-2.5, -3.0], [-3.5, -3.0])]
     tokens = [torch.tensor([4.0, 5.0]), torch.tensor([5.0, 4.0])]
     scores = [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])]
-    output = loss(PairLogps(*logps, *tokens, *scores, chosen_alignment=logps[0], rejected_alignment=logps[1]))
+    pairs = replace(PairLogps(*logps, *tokens, *scores), chosen_alignment=logps[0], rejected_alignment=logps[1])
+    output = loss(pairs)
     return [name for name in loss_metrics(output) if name != m.LOSS.name], loss.needs_reference
 
 

@@ -309,7 +309,7 @@ class EvaluatedPolicy:
         data.now = first_day(self.target.summary) or data.now
         reported = self.target.run is not None and self.target.own_data
         with contextlib.redirect_stdout(io.StringIO()) if reported else contextlib.nullcontext():
-            any_rows = {"needs_scores": False, "needs_rejected": False, "takes_unpaired": True}
+            any_rows: Any = {"needs_scores": False, "needs_rejected": False, "takes_unpaired": True}
             data.prepare_pairs(self.tokenizer, self.folder, loss_name="none", **any_rows)
         if reported:
             (self.folder / REJECTED_ROWS).unlink()  # the run's folder lists them

@@ -17,7 +17,7 @@ from tests.helpers.shared import SHARED
 from tests.losses.golden_values import FORMULAS, VALUES
 
 TABLE = json.loads(VALUES.read_text(encoding="utf-8"))
-# settings that each shared table has; those of a loss join when its yaml does
+# settings that each shared table has
 SHARED_TABLES = {SHARED / "golden" / "losses.json": 36, SHARED / "golden" / "losses_more.json": 44}
 SHARED_SETTINGS = [
     (path, setting)
@@ -27,7 +27,6 @@ SHARED_SETTINGS = [
     if (conf_dir() / "loss" / f"{setting.split()[0]}.yaml").exists()
 ]
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
-NOT_YET = {"simpo", "orpo", "odpo"}  # losses of the shared tables that conf/loss does not have yet
 INPUTS = (
     *("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"),
     *("chosen_tokens", "rejected_tokens", "score_chosen", "score_rejected"),
@@ -75,7 +74,7 @@ def test_the_shared_table_is_complete(path: Path) -> None:
     settings = json.loads(path.read_text())["expected"]
     assert len(settings) == SHARED_TABLES[path]
     missing = {setting.split()[0] for setting in settings} - {setting.split()[0] for _, setting in SHARED_SETTINGS}
-    assert missing <= NOT_YET, f"{path.name} has settings of losses without a yaml: {', '.join(sorted(missing))}"
+    assert not missing, f"{path.name} has settings of losses without a yaml: {', '.join(sorted(missing))}"
 
 
 @pytest.mark.parametrize(("path", "setting"), SHARED_SETTINGS, ids=[setting for _, setting in SHARED_SETTINGS])
