@@ -7,6 +7,7 @@ have a reference) are read from the loss itself, on two made-up pairs: that impo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
