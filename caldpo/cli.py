@@ -17,6 +17,7 @@ _COMMANDS = {
     "generate": ("caldpo.generate", "read what a policy writes, beside its reference, or talk to it"),
     "export": ("caldpo.export", "a trained policy as a Hugging Face folder with its model card"),
     "compare": ("caldpo.compare", "report, table and picture of a sweep's runs"),
+    "properties": ("caldpo.properties", "what each loss does where the optimum is known exactly"),
 }
 _USAGE = """usage: caldpo COMMAND [arguments]
 
@@ -49,4 +50,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    return _USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, (_, text) in _COMMANDS.items()))
+    return _USAGE.format(commands="\n".join(f"  {name:<11}{text}" for name, (_, text) in _COMMANDS.items()))

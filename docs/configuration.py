@@ -10,7 +10,10 @@ from pathlib import Path
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PAGE = Path(__file__).with_suffix(".md")
-COMMANDS = ("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "estimate", "benchmark")
+COMMANDS = (
+    *("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "estimate"),
+    *("benchmark", "properties"),
+)
 GROUPS = ("loss", "model", "data", "adapter", "reference", "optim", "trainer", "callbacks", "logger", "suite")
 HEAD = """# Configuration
 

@@ -26,6 +26,7 @@ TOP_LEVEL = "caldpo.run_settings.RunSettings"
 EVALUATION = "caldpo.evaluation.evaluation_settings.EvaluateSettings"
 GENERATION = "caldpo.evaluation.evaluation_settings.GenerateSettings"
 EXPORT = "caldpo.exporting.export_settings.ExportSettings"
+PROPERTIES = "caldpo.theory.properties_settings.PropertiesSettings"
 ESTIMATE = "caldpo.estimation.estimate_settings.EstimateSettings"
 COMPARE = "caldpo.report.comparison.compare_runs"
 BENCHMARK = "caldpo.bench.benchmark_settings.BenchmarkSettings"
@@ -214,6 +215,11 @@ def test_documented_benchmarks_compose(words: list[str], tmp_path: Path, monkeyp
     cfg = composed(words, "benchmark")
     check_config(cfg, BENCHMARK)
     read_settings(cfg)
+
+
+@pytest.mark.parametrize("words", commands("properties"), ids=" ".join)
+def test_documented_properties_compose(words: list[str]) -> None:
+    check_config(composed(words, "properties"), PROPERTIES)
 
 
 def test_suites_named_in_the_text_of_the_pages_have_such_keys() -> None:

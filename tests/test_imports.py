@@ -25,7 +25,10 @@ def test_module_imports(name: str) -> None:
     "module",
     [
         f"caldpo.{name}"
-        for name in ("train", "evaluate", "generate", "export", "compare", "estimate", "benchmark", "cli", "api")
+        for name in (
+            *("train", "evaluate", "generate", "export", "compare"),
+            *("estimate", "benchmark", "properties", "cli", "api"),
+        )
     ],
 )
 def test_commands_import_nothing_heavy(module: str) -> None:

@@ -33,13 +33,13 @@ LAYERS = (
     ("evaluation",),
     ("run_settings", "generation", "report"),
     ("exporting", "estimation", "sweep_report"),
-    ("replay", "run_record"),
+    ("replay", "run_record", "theory"),
     ("training_run",),
     ("training_command",),
     ("bench",),
     ("api",),
     ("train",),
-    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "cli"),
+    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "properties", "cli"),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 
