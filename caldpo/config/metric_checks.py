@@ -7,6 +7,7 @@ have a reference) are read from the loss itself, on two made-up pairs: that impo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -98,7 +99,8 @@ def _loss_outputs(cfg: DictConfig) -> tuple[list[str], bool]:
     logps: list[Any] = [torch.tensor(two) for two in ([-2.0, -3.0], [-4.0, -3.0], [-2.5, -3.0], [-3.5, -3.0])]
     tokens = [torch.tensor([4.0, 5.0]), torch.tensor([5.0, 4.0])]
     scores = [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])]
-    output = loss(PairLogps(*logps, *tokens, *scores, chosen_alignment=logps[0], rejected_alignment=logps[1]))
+    pairs = PairLogps(*logps, *tokens, *scores)
+    output = loss(replace(pairs, chosen_alignment=logps[0], rejected_alignment=logps[1]))
     return [name for name in loss_metrics(output) if name != m.LOSS.name], loss.needs_reference
 
 

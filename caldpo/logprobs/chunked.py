@@ -60,8 +60,8 @@ def token_alignments(
 ) -> Float[Tensor, " tokens"]:
     """Compute log-probs of the policy's own tokens at each hidden state, nats, as ``alignment`` names them.
 
-    With ``p = exp(z - largest) / total``, ``log max p = -log total``, and ``log sum p^2 = 2 log(norm / total)`` with the
-    norm of the exponentials. No gradient.
+    With ``p = exp(z - largest) / total``, ``log max p = -log total``, and ``log sum p^2 = 2 log(norm / total)`` with
+    the norm of the exponentials. No gradient.
     """
     hidden, weight = in_autocast_dtype(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
