@@ -53,7 +53,7 @@ def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[P
         return
     varying: list[str] = []  # searched keys that change what the metric measures
     if metric in (m.LOSS, *m.OF_LOSS):
-        varying = [key for key in searched if key == "loss" or key.startswith("loss.")]
+        varying = [key for key in searched if key.split(".")[0] in ("loss", "modifier")]
     elif metric.unit == m.REWARD_UNIT:  # which changes where reward_beta is drawn, or written as ${loss.beta}
         refers = str(OmegaConf.to_container(cfg, resolve=False).get("reward_beta"))  # type: ignore[union-attr]
         varying = [key for key in searched if key == "reward_beta" or f"{{{key}}}" in refers]
