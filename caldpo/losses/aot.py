@@ -34,7 +34,7 @@ class AOT(PreferenceLoss):
 
     depends_on_batch = True
     search_space: ClassVar[SearchSpace] = {
-        "beta": Range(0.001, 0.1, "ours: a decade on either side of the paper's 0.01"),
+        "beta": Range(0.003, 1, "ours: as DPO's; the paper has 0.01"),
         "variant": Choices(("paired", "unpaired"), "the paper compares both"),
     }
 
