@@ -53,7 +53,7 @@ def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[P
         return
     varying: list[str] = []  # searched keys that change what the metric measures
     if metric in (m.LOSS, *m.OF_LOSS):
-        varying = [key for key in searched if key == "loss" or key.startswith("loss.")]
+        varying = [key for key in searched if key.split(".")[0] in ("loss", "modifier")]
     elif metric.unit == m.REWARD_UNIT:  # which changes where reward_beta is drawn, or written as ${loss.beta}
         refers = str(OmegaConf.to_container(cfg, resolve=False).get("reward_beta"))  # type: ignore[union-attr]
         varying = [key for key in searched if key == "reward_beta" or f"{{{key}}}" in refers]
@@ -99,8 +99,8 @@ def _loss_outputs(cfg: DictConfig) -> tuple[list[str], bool]:
     logps: list[Any] = [torch.tensor(two) for two in ([-2.0, -3.0], [-4.0, -3.0], [-2.5, -3.0], [-3.5, -3.0])]
     tokens = [torch.tensor([4.0, 5.0]), torch.tensor([5.0, 4.0])]
     scores = [torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0])]
-    pairs = replace(PairLogps(*logps, *tokens, *scores), chosen_alignment=logps[0], rejected_alignment=logps[1])
-    output = loss(pairs)
+    pairs = PairLogps(*logps, *tokens, *scores)
+    output = loss(replace(pairs, chosen_alignment=logps[0], rejected_alignment=logps[1]))
     return [name for name in loss_metrics(output) if name != m.LOSS.name], loss.needs_reference
 
 

@@ -22,9 +22,8 @@ def probe() -> PairLogps:
     chosen, rejected = _two(-2.3, -4.1), _two(-3.2, -3.4)
     reference = _two(-2.9, -4.0), _two(-3.0, -3.6)
     tokens, scores = (_two(3.0, 5.0), _two(4.0, 2.0)), (_two(0.8, 0.6), _two(0.1, 0.3))
-    own = _two(-2.0, -3.0), _two(-2.5, -3.0)
     logps = PairLogps(chosen, rejected, *reference, *tokens, *scores)
-    return replace(logps, chosen_alignment=own[0], rejected_alignment=own[1])
+    return replace(logps, chosen_alignment=_two(-2.0, -3.0), rejected_alignment=_two(-2.5, -3.0))
 
 
 def _two(*values: float) -> Tensor:

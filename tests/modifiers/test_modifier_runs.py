@@ -14,6 +14,7 @@ from tests.evaluation.runs import inside, write_data
 from tests.helpers.command import train
 from tests.helpers.messages import names
 from tests.resume.runs import outcome
+from tests.resume.runs import train as in_processes
 from tests.resume.stopped import RUN, stopped
 
 ALL = (
@@ -102,3 +103,16 @@ def test_what_is_impossible_is_refused_by_name(
     with inside(home), pytest.raises(SystemExit):
         train(*RUN, "loss=dpo", *arguments, "hydra.run.dir=refused", fails=None)
     names(capsys.readouterr().err, *facts)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(home: Path) -> None:
+    """The pairs of a step, its draws and the moved reference are the same, over however many ranks."""
+    one = ("data.micro_batch_size=4", "hydra.run.dir=one")
+    two = ("data.micro_batch_size=2", "trainer.devices=2", "trainer.strategy=ddp", "hydra.run.dir=two")
+    for ranks, arguments in ((1, one), (2, two)):
+        ended = in_processes(home, *RUN, *ALL, *arguments, ranks=ranks)
+        assert set(ended.codes) == {0}, ended.said
+    policies = [load_file(next((home / name / "policy").glob("*.safetensors"))) for name in ("one", "two")]
+    for name, value in policies[0].items():
+        torch.testing.assert_close(value, policies[1][name], rtol=2e-3, atol=2e-4)
