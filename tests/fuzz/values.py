@@ -56,6 +56,10 @@ columns = {
     "info": st.dictionaries(st.sampled_from(["post", "title", "subreddit", "article"]), texts | scalars) | anything,
     "summaries": st.lists(st.fixed_dictionaries({}, optional={"text": texts | scalars}), max_size=3) | anything,
     "choice": st.sampled_from([0, 1, 2, 0.0, 1.0, True, "1"]) | anything,
+    "completion": sides,
+    "label": st.booleans() | st.sampled_from([0, 1, 1.0, "true"]) | anything,
+    "responses": st.lists(sides, max_size=4) | anything,
+    "scores": st.lists(st.integers(0, 3), max_size=4) | anything,
 }
 rows = st.fixed_dictionaries({}, optional=columns) | st.dictionaries(texts, anything, max_size=4)
 good_rows = st.fixed_dictionaries(
