@@ -142,6 +142,8 @@ def test_rows_and_samples_beyond_the_positions(folder: Path, capsys: pytest.Capt
     fits = ["data.max_length=24", "data.max_prompt_length=10"]
     said = refused(capsys, *fits, "callbacks.samples.max_new_tokens=22")
     names(said, "callbacks.samples.max_new_tokens=22:", "positions for 24")
+    said = refused(capsys, *fits, "rollouts=reward_model", "rollouts.max_new_tokens=22")
+    names(said, "rollouts.max_new_tokens=22:", "positions for 24")
     capsys.readouterr()
     data = ["data=local", "data.train=pairs.jsonl", "data.max_length=40", "data.max_prompt_length=10"]
     evaluate("model.path=model", "suite=preference", "reference.path=model", *data, "output=seen", fails=1)

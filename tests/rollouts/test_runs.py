@@ -102,7 +102,6 @@ def test_rloo_on_the_true_reward_finds_the_optimum(tmp_path: Path) -> None:
         (("rollouts=true_reward", "reference=precomputed"), ("reference=precomputed", "reference=auto")),
         (("rollouts=true_reward", "trainer.devices=2", "trainer.strategy=ddp"), ("rollouts", "one device")),
         (("rollouts=true_reward", "data.streaming=true", "trainer.max_steps=2"), ("rollouts", "data.streaming")),
-        (("rollouts=true_reward", "rollouts.max_new_tokens=60"), ("rollouts.max_new_tokens=60", "positions")),
         (("rollouts=reward_model", "rollouts.kind=scalar_head", "rollouts.beta=1"), ("rollouts.beta=1", "leave it")),
     ],
 )
