@@ -220,6 +220,16 @@ def test_documented_benchmarks_compose(words: list[str], tmp_path: Path, monkeyp
     read_settings(cfg)
 
 
+@pytest.mark.parametrize("words", commands("study"), ids=" ".join)
+def test_documented_studies_compose(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caldpo.studies.study_settings import SETTINGS, find_study_problems
+
+    monkeypatch.chdir(tmp_path)  # where no study has begun
+    cfg = composed(words, "study")
+    check_config(cfg, SETTINGS)
+    assert [problem.key for problem in find_study_problems(cfg)] in ([], ["losses"])  # losses=[mine] is to be added
+
+
 @pytest.mark.parametrize("words", commands("properties"), ids=" ".join)
 def test_documented_properties_compose(words: list[str]) -> None:
     check_config(composed(words, "properties"), PROPERTIES)

@@ -41,12 +41,12 @@ def study(tmp_path: Path) -> Path:
 
 def test_the_table_stands_between_the_markers_and_is_replaced(study: Path, script: dict[str, Any]) -> None:
     readme = study.parent / "README.md"
-    readme.write_text(f"before\n\n{script['BEGIN']}\nold\n{script['END']}\n\nafter\n")
+    readme.write_text(f"before\n\n{script['BEGIN']}\na line of before\n{script['END']}\n\nafter\n")
     assert script["main"]([str(study)], readme) == 0
     once = readme.read_text()
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
-    assert "old" not in once
+    assert "a line of before" not in once
     assert script["main"]([str(study)], readme) == 0
     assert readme.read_text() == once
     rows = [line for line in once.splitlines() if line.startswith("| `")]
