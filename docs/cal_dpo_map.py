@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from caldpo.report.plot_style import drawing, save
 from caldpo.report.read_runs import read_run
@@ -60,9 +61,11 @@ def main(folder: Path) -> None:
         figure = Figure(figsize=(10, 7), layout="constrained")
         for axes, (name, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
             for (steps, hidden, clip), cells in table.groupby(list(SERIES)):
-                label = f"{steps} steps, hidden {hidden}, clipped at {clip:g}"
+                clipping = f"clipped at {clip:g}" if math.isfinite(clip) else "not clipped"
+                label = f"{steps} steps, hidden {hidden}, {clipping}"
                 axes.plot(cells["beta"], cells[name], marker="o", markersize=4, label=label)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
             axes.set_xlabel("beta")
             axes.set_title(title)
         figure.axes[0].axhline(0, color="#222222", linewidth=0.9, linestyle="--")
