@@ -18,7 +18,6 @@ from caldpo.estimation.run_flops import ModelCost, model_costs
 from caldpo.estimation.sharded_memory import Sharding, ShardUnits, State, gathered_bytes
 from caldpo.estimation.step_memory import WEIGHT_DTYPES, StepMemory, bytes_of, evaluation_step, training_step
 from caldpo.logprobs.packed_attention import use_packed_attention
-from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import base_model, is_adapted
 from caldpo.models.gradient_checkpointing import recomputing
 from caldpo.models.hub_model import causal_lm_skeleton
@@ -92,14 +91,23 @@ def memory_breakdown(
         CaldpoError: the run would raise it as well, or the model cannot be built from fake tensors.
     """
     trainer, source = components.trainer, components.reference
-    needs_reference = bool(components.loss.needs_reference)
+    loss = components.loss
+    needs_reference = bool(loss.needs_reference)
     dtype = WEIGHT_DTYPES.get(trainer.precision)
     with fake_tensors(device) as mode:
         policy = to_dtype(components.adapter.apply(fake_model_of(components.model)), dtype)
         policy.train()
         trained = [p for p in policy.parameters() if p.requires_grad]
         pairs = None if components.data.streaming else plan.pairs
-        reference_mode = reference_mode_of(source, policy, components.loss, pairs, plan.pairs_seen)
+        reference_mode = reference_mode_of(
+            source,
+            policy,
+            needs_reference,
+            pairs,
+            plan.pairs_seen,
+            mismatched=loss.needs_mismatched,
+            weighs_tokens=loss.weighs_tokens or loss.reference_move is not None,  # both take a model in memory
+        )
         reference = fake_reference(source, reference_mode, policy, components.model, dtype)
         if layout == "packed":
             for model in filter(None, (policy, reference)):
@@ -183,9 +191,16 @@ def fake_model_of(source: ModelSource) -> PreTrainedModel:
 
 
 def reference_mode_of(
-    source: ReferenceSource, policy: PreTrainedModel, loss: PreferenceLoss, pairs: int | None, pairs_seen: int
+    source: ReferenceSource,
+    policy: PreTrainedModel,
+    needed: bool,
+    pairs: int | None,
+    pairs_seen: int,
+    *,
+    mismatched: bool = False,
+    weighs_tokens: bool = False,
 ) -> ReferenceMode:
-    """Choose the reference mode as the run will."""
+    """Choose the reference mode as the run will; ``needed``: the loss reads the reference's log-probs."""
     if isinstance(source, Frozen):
         return "frozen"
     if isinstance(source, Adapter):
@@ -194,12 +209,12 @@ def reference_mode_of(
         return "precomputed"
     in_policy = source.path is None and is_adapted(policy)
     return choose_mode(
-        trains=loss.needs_reference,
+        trains=needed,
         pairs=pairs,
         pairs_seen=pairs_seen,
         in_policy=in_policy,
-        mismatched=loss.needs_mismatched,
-        weighs_tokens=loss.weighs_tokens or loss.reference_move is not None,  # both take a model in memory
+        mismatched=mismatched,
+        weighs_tokens=weighs_tokens,
     )[0]
 
 
