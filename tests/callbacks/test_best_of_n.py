@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from caldpo.callbacks.best_of_n import BestOfN, picked
+from caldpo.metric_definitions import BEST_OF_N
 from caldpo.models.sampling import reference_seed
 from tests.callbacks.oracle_data import OracleData, make_module, naive_logprob, reward, scored_pairs, words
 from tests.helpers.tiny import sample_responses
@@ -22,6 +23,7 @@ def test_the_best_of_the_references_samples(n: int) -> None:
     module, data = make_module(), OracleData(reward)
     found = BestOfN(PROMPTS, n, seed=SEED, **SAMPLING).score(data, module)  # type: ignore[arg-type]
 
+    assert {f"best_of_n/{name}" for name in found} == {metric.name for metric in BEST_OF_N}
     prompts = [pair.prompt_ids for pair in scored_pairs()[::2][:PROMPTS] for _ in range(n)]
     drawn = sample_responses(module.reference.model, module.tokenizer, prompts, seed=reference_seed(SEED), **SAMPLING)
     best, liked = [], []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from caldpo.losses.dpo import DPO
 from caldpo.losses.rebel import REBEL
+from caldpo.metric_definitions import ROLLOUTS
 from caldpo.nonfinite.step_dump import sequences_of
 from caldpo.rollouts import sampled_pairs
 from caldpo.types import PairLogps
@@ -64,6 +65,7 @@ def test_samples_are_ordered_by_the_true_reward_of_their_texts(tmp_path: Path) -
     made = rollouts()
     trained(tmp_path, made, Prompts())
     (batch,), (metrics,) = made.drawn, made.metrics
+    assert metrics.keys() == {metric.name for metric in ROLLOUTS}
     seen = list(zip(sequences_of(batch), batch.score_chosen.tolist(), batch.score_rejected.tolist(), strict=True))
     prompts = {tuple(p.prompt_ids) for p in Prompts().train_pairs[:]}
     for (prompt, chosen, rejected), high, low in seen:
