@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from caldpo.errors import CaldpoError
 if TYPE_CHECKING:
     from caldpo.studies.study_plan import StudyRun
 
-STUDY, RECORDS, FOLDERS, FAILURES = "study.json", "records", "runs", "failures"
+STUDY, RECORDS, FOLDERS, FAILURES, LOCKS = "study.json", "records", "runs", "failures", "locks"
 FINISHED, DIVERGED = "finished", "diverged"  # of a record: measures, or values that were not finite
 
 
@@ -35,8 +36,9 @@ class RunStore:
         self.require_same(fixed)
         for name in (RECORDS, FOLDERS, FAILURES):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        known = self._content()
-        self._write(known | {"fixed": known["fixed"] | fixed})
+        with self._locked():
+            known = self._content()
+            self._write(known | {"fixed": known["fixed"] | fixed})
 
     def require_same(self, fixed: dict[str, Any]) -> None:
         """Refuse to go on with a study under other settings.
@@ -57,10 +59,11 @@ class RunStore:
 
     def add_arms(self, arms: Iterable[tuple[str, str]], command: str) -> None:
         """Note which arms a command asked for, so that later reports have them."""
-        known = self._content()
-        new = [list(arm) for arm in arms if list(arm) not in known["arms"]]
-        commands = known["commands"] + ([command] if command not in known["commands"] else [])
-        self._write(known | {"arms": known["arms"] + new, "commands": commands})
+        with self._locked():
+            known = self._content()
+            new = [list(arm) for arm in arms if list(arm) not in known["arms"]]
+            commands = known["commands"] + ([command] if command not in known["commands"] else [])
+            self._write(known | {"arms": known["arms"] + new, "commands": commands})
 
     @property
     def arms(self) -> list[tuple[str, str]]:
@@ -98,6 +101,12 @@ class RunStore:
         """Read why a run has failed."""
         path = self.folder / FAILURES / f"{run.digest}.txt"
         return path.read_text(encoding="utf-8") if path.is_file() else "it ended without a word"
+
+    def _locked(self) -> AbstractContextManager[None]:
+        """Keep other commands from writing the study's file meanwhile."""
+        from caldpo.utils.folder_cache import locked  # a hundred modules: not for a command that is refused
+
+        return locked(self.folder / LOCKS, STUDY, key="output")
 
     def _content(self) -> dict[str, Any]:
         empty: dict[str, Any] = {"fixed": {}, "arms": [], "commands": []}

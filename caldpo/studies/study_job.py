@@ -23,12 +23,11 @@ from omegaconf import DictConfig
 from caldpo.config.run_lifecycle import exit_on_signals, write_json
 from caldpo.security.redacted_streams import RedactedStream
 from caldpo.security.secrets import redact_text
-from caldpo.studies.run_store import DIVERGED, FAILURES, FINISHED, RECORDS
+from caldpo.studies.run_store import DIVERGED, FAILURES, FINISHED, LOCKS, RECORDS
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.folder_cache import locked
 
 OUTPUT = "output.txt"
-_LOCKS = "locks"
 
 
 def run_and_record(keep: bool, cfg: DictConfig) -> None:
@@ -36,7 +35,7 @@ def run_and_record(keep: bool, cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     store, digest = folder.parents[1], folder.name
     record, failure = store / RECORDS / f"{digest}.json", store / FAILURES / f"{digest}.txt"
-    with exit_on_signals(), locked(store / _LOCKS, digest, key="output"):
+    with exit_on_signals(), locked(store / LOCKS, digest, key="output"):
         if record.exists():
             return
         failure.unlink(missing_ok=True)
