@@ -6,20 +6,17 @@ sampling noise, and a loss that reads the whole step sees plain rows. All respon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from caldpo.environments.bradley_terry import preference_probability
-from caldpo.environments.tabular_environment import Table
+from caldpo.environments.tabular_environment import Table, apportion, pair_probabilities
 from caldpo.types import PairLogps
 
 ROWS_PER_PROMPT = 2048
-Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,11 @@ class LabelledRows:
     rejected: Int[Tensor, " rows"]
     chosen_present: Float[Tensor, " rows"] | None = None
     rejected_present: Float[Tensor, " rows"] | None = None
+
+    def mismatched(self) -> LabelledRows:
+        """The same prompts, each with the responses of a row of the next prompt."""
+        chosen, rejected = self.chosen.roll(ROWS_PER_PROMPT), self.rejected.roll(ROWS_PER_PROMPT)
+        return replace(self, chosen=chosen, rejected=rejected)
 
     def logps(self, policy: Table, reference: Table, scores: Table) -> PairLogps:
         """The rows' log-probs under tables of log-probs, nats, with their scores."""
@@ -48,8 +50,8 @@ class LabelledRows:
             one,
             of(scores, self.chosen),
             of(scores, self.rejected),
-            self.chosen_present,
-            self.rejected_present,
+            chosen_present=self.chosen_present,
+            rejected_present=self.rejected_present,
         )
 
 
@@ -60,40 +62,24 @@ def paired_rows(rewards: Table, sharpness: float | None) -> LabelledRows:
         rewards: true rewards.
         sharpness: P(first is chosen) = sigmoid(sharpness x reward gap); None always prefers the better one.
     """
-    responses = rewards.shape[1]
-    ordered = [(w, r) for w in range(responses) for r in range(responses) if w != r]
-
-    def probability(row: list[float], choice: tuple[int, int]) -> float:
-        return preference_probability(row[choice[0]], row[choice[1]], sharpness)
-
-    prompt, picked = _in_proportion(rewards, ordered, probability)
-    pairs = torch.tensor(ordered)[picked]
-    return LabelledRows(prompt, pairs[:, 0], pairs[:, 1])
+    uniform = torch.ones(rewards.shape[1])
+    prompt, chosen, rejected = _in_proportion([pair_probabilities(uniform, row, sharpness) for row in rewards])
+    return LabelledRows(prompt, chosen, rejected)
 
 
 def single_rows(rewards: Table, sharpness: float) -> LabelledRows:
     """All responses, uniformly proposed, labelled good with probability ``sigmoid(sharpness r)``, else bad."""
-    labelled = [(y, good) for y in range(rewards.shape[1]) for good in (True, False)]
-
-    def probability(row: list[float], choice: tuple[int, bool]) -> float:
-        good = preference_probability(row[choice[0]], 0.0, sharpness)
-        return good if choice[1] else 1 - good
-
-    prompt, picked = _in_proportion(rewards, labelled, probability)
-    rows = torch.tensor([(y, float(good)) for y, good in labelled], dtype=torch.float64)[picked]
-    response, good = rows[:, 0].long(), rows[:, 1]
-    return LabelledRows(prompt, response, response, good, 1 - good)
+    good = torch.sigmoid(sharpness * rewards)
+    prompt, response, bad = _in_proportion(list(torch.stack([good, 1 - good], dim=2) / rewards.shape[1]))
+    return LabelledRows(prompt, response, response, 1.0 - bad, bad.double())
 
 
-def _in_proportion(
-    rewards: Table, choices: Sequence[Choice], probability: Callable[[list[float], Choice], float]
-) -> tuple[Tensor, Tensor]:
-    """Prompts and indices of choices, each choice as often as its share of :data:`ROWS_PER_PROMPT` rounds to."""
-    prompts, picked = [], []
-    for x, row in enumerate(rewards.tolist()):
-        weights = torch.tensor([probability(row, choice) for choice in choices], dtype=torch.float64)
-        ends = (weights.cumsum(0) / weights.sum() * ROWS_PER_PROMPT).round().long()
-        counts = ends.diff(prepend=ends.new_zeros(1))
-        picked.append(torch.arange(len(choices)).repeat_interleave(counts))
-        prompts.append(torch.full((ROWS_PER_PROMPT,), x))
-    return torch.cat(prompts), torch.cat(picked)
+def _in_proportion(probabilities: Sequence[Float[Tensor, "one other"]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts and the two indices of cells, each cell as often as its share of :data:`ROWS_PER_PROMPT`."""
+    rows = []
+    for x, table in enumerate(probabilities):
+        counts = apportion(table, ROWS_PER_PROMPT)
+        cells = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0)
+        rows.append(torch.cat([torch.full((len(cells), 1), x), cells], dim=1))
+    prompt, one, other = torch.cat(rows).T
+    return prompt, one, other

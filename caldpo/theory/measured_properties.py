@@ -68,13 +68,20 @@ NAMES = tuple(field.name for field in fields(Properties))
 
 
 def measure(loss: PreferenceLoss, steps: int = STEPS) -> Properties:
-    """Fit the loss seven times, and measure."""
+    """Fit the loss five to seven times, and measure.
+
+    The optimum of a loss that reads scores in a range is that of the scores, which then are quantiles.
+    """
     reference, rewards = ENVIRONMENT.reference(), ENVIRONMENT.rewards()
-    best = optimum(reference, rewards, 1.0)
+
+    def scored(table: Table) -> Table:
+        return table if loss.score_range is None else quantiles(reference, table)
+
+    best = optimum(reference, scored(rewards), 1.0)
     noisy, certain = paired_rows(rewards, 1.0), paired_rows(rewards, None)
 
     def fitted(rows: LabelledRows, scores: Table = rewards, times: int = 1, basis: Directions | None = None) -> Fit:
-        return fit(loss, rows, reference, scores, steps * times, basis)
+        return fit(loss, rows, reference, scored(scores), steps * times, basis)
 
     plain, short, long = fitted(noisy), fitted(certain), fitted(certain, times=LONGER)
     ends = [
@@ -83,7 +90,7 @@ def measure(loss: PreferenceLoss, steps: int = STEPS) -> Properties:
         for side in (certain.chosen, certain.rejected)
     ]
     size = abs(plain.chosen_gradient) + abs(plain.rejected_gradient)
-    tau, nearest = nearest_tilt(plain.policy, reference, rewards)
+    tau, nearest = nearest_tilt(plain.policy, reference, scored(rewards))
     basis = _directions()
     restricted = fitted(noisy, basis=basis).policy
     least = {way: minimise(_divergence(best, way), reference, steps, basis) for way in ("to", "from")}
@@ -101,7 +108,7 @@ def measure(loss: PreferenceLoss, steps: int = STEPS) -> Properties:
         rejected_log_ratio=ends[1],
         gap=gaps[0],
         gap_growth=gaps[1] / gaps[0],
-        slope=reward_slope(loss, plain.policy, reference, rewards),
+        slope=reward_slope(loss, plain.policy, reference, scored(rewards)),
         kl_to_optimum=kl_divergence(plain.policy, best),
         kl_to_tilt=nearest,
         tau=tau,
@@ -110,6 +117,12 @@ def measure(loss: PreferenceLoss, steps: int = STEPS) -> Properties:
         shift_pairs=kl_divergence(plain.policy, shifted),
         shift_single=single,
     )
+
+
+def quantiles(reference: Table, rewards: Table) -> Table:
+    """Probability under the reference of a response to the same prompt that scores no higher (QRPO's reward)."""
+    no_higher = (rewards[:, None, :] <= rewards[:, :, None]).double()  # (prompts, of it, other)
+    return (no_higher * reference.exp()[:, None, :]).sum(dim=2)
 
 
 def nearest_tilt(policy: Table, reference: Table, rewards: Table) -> tuple[float, float]:

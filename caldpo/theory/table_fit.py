@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 from caldpo.environments.tabular_environment import Table
 from caldpo.losses.base import PreferenceLoss
 from caldpo.theory.labelled_table import LabelledRows
+from caldpo.types import PairLogps
 
 Directions = Float[Tensor, "directions prompts responses"]
 LR = 0.02  # of Adam, decayed to 0 by a cosine; a logit moves by about this much a step
@@ -46,8 +48,9 @@ def fit(
         scores: what the loss reads as the responses' scores.
         basis: directions that the logits may move in; None moves each by itself.
     """
+    loss = copy.deepcopy(loss)  # which may remember the steps of a fit
     chosen, rejected = _start_gradients(loss, rows, reference, scores)
-    policy = minimise(lambda table: _mean_loss(loss, rows, table, reference, scores), reference, steps, basis)
+    policy = minimise(lambda table: _step_loss(loss, rows, table, reference, scores), reference, steps, basis)
     return Fit(policy, chosen, rejected)
 
 
@@ -71,17 +74,31 @@ def minimise(
     return policy().detach()
 
 
-def _mean_loss(loss: PreferenceLoss, rows: LabelledRows, policy: Table, reference: Table, scores: Table) -> Tensor:
-    return loss(rows.logps(policy, reference, scores)).loss.mean()
+def _step_loss(
+    loss: PreferenceLoss, rows: LabelledRows, policy: Table, reference: Table, scores: Table
+) -> Float[Tensor, ""]:
+    """Mean loss of all rows as one optimiser step, which a loss that reads whole steps remembers."""
+    return loss(_of_step(loss, rows, rows.logps(policy, reference, scores), policy, reference, scores)).loss.mean()
+
+
+def _of_step(
+    loss: PreferenceLoss, rows: LabelledRows, logps: PairLogps, policy: Table, reference: Table, scores: Table
+) -> PairLogps:
+    if not loss.depends_on_batch:
+        return logps
+    with torch.no_grad():
+        mismatched = rows.mismatched().logps(policy, reference, scores) if loss.needs_mismatched else None
+        statistics = loss.observe(logps, mismatched)
+        for name, value in statistics.state.items():
+            loss.get_buffer(name).copy_(value)
+    return replace(logps, of_step=statistics.per_pair)
 
 
 def _start_gradients(loss: PreferenceLoss, rows: LabelledRows, reference: Table, scores: Table) -> tuple[float, float]:
     logps = rows.logps(reference, reference, scores)
     inputs = logps.policy_chosen.detach().requires_grad_(), logps.policy_rejected.detach().requires_grad_()
-    values = {name: getattr(logps, name) for name in logps.__slots__} | dict(
-        zip(("policy_chosen", "policy_rejected"), inputs, strict=True)
-    )
-    total = loss(type(logps)(**values)).loss.sum()
+    logps = replace(logps, policy_chosen=inputs[0], policy_rejected=inputs[1])
+    total = loss(_of_step(loss, rows, logps, reference, reference, scores)).loss.sum()
     found = torch.autograd.grad(total, inputs, allow_unused=True)
     means = [0.0 if gradient is None else gradient.mean().item() for gradient in found]
     return means[0], means[1]

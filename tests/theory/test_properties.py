@@ -12,10 +12,11 @@ from caldpo.environments.tabular_environment import kl_divergence, optimum
 from caldpo.losses.cal_dpo import CalDPO
 from caldpo.losses.dpo import DPO
 from caldpo.losses.ipo import IPO
+from caldpo.losses.qrpo import QRPO
 from caldpo.losses.sft import SFT
 from caldpo.properties import main
 from caldpo.theory.labelled_table import ROWS_PER_PROMPT, paired_rows, single_rows
-from caldpo.theory.measured_properties import NAMES, measure, nearest_tilt, reward_slope
+from caldpo.theory.measured_properties import NAMES, measure, nearest_tilt, quantiles, reward_slope
 from caldpo.theory.table_fit import fit, minimise
 
 REWARDS = torch.tensor([[0.0, 1.0, -0.5], [0.3, -2.0, 0.7]], dtype=torch.float64)
@@ -123,3 +124,25 @@ def test_an_unknown_loss_is_refused_with_the_nearest_name(capsys) -> None:  # ty
     with pytest.raises(SystemExit, match="2"):
         main(["losses=[dpoo]"])
     assert "did you mean dpo?" in capsys.readouterr().err
+
+
+def test_quantiles_are_the_references_share_of_no_better_responses() -> None:
+    found = quantiles(REFERENCE, REWARDS)
+    probability = REFERENCE.exp()
+    assert found[0, 1].item() == pytest.approx(1.0)  # the best
+    assert found[0, 2].item() == pytest.approx(probability[0, 2].item())  # the worst
+    assert found[1, 0].item() == pytest.approx((probability[1, 0] + probability[1, 1]).item())
+
+
+def test_qrpo_recovers_the_optimum_of_its_quantiles() -> None:
+    """Continuous quantiles are assumed by its log Z; a table's are few, so it comes near only."""
+    measured = measure(QRPO(beta=1.0), steps=300)
+    assert measured.kl_to_tilt < 0.05
+    assert measured.gap_growth == pytest.approx(1, abs=0.1)
+
+
+def test_kto_sees_mismatched_responses() -> None:
+    rows = paired_rows(REWARDS, 1.0)
+    mixed = rows.mismatched()
+    assert torch.equal(mixed.prompt, rows.prompt)
+    assert torch.equal(mixed.chosen[:ROWS_PER_PROMPT], rows.chosen[-ROWS_PER_PROMPT:])
