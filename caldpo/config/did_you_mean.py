@@ -127,6 +127,15 @@ _VALUE_NAMES = {
     "frozen": "resident",
     "precomputed": "cached",
     "compact": "line",
+    # loss types of TRL's DPO trainer
+    "dpo": "sigmoid",
+    "dpo_norm": "sigmoid_norm",
+    "rso": "hinge",
+    "sppo": "sppo_hard",
+    "nca": "nca_pair",
+    "exo": "exo_pair",
+    "bco": "bco_pair",
+    "aot": "aot_unpaired",
 }
 
 

@@ -15,10 +15,12 @@ _COMMENT = re.compile(r"(?:^|\s)#\s*(?P<text>.*)")
 def meaning(key: str, target: str | None) -> str | None:
     """Read the comment on a dotted key, up to its first semicolon; None where no yaml has it.
 
-    Of several files with the key, one that names ``target``, the ``_target_`` of its section, knows it best.
+    Of several files with the key, one that names ``target``, the ``_target_`` of its section, knows it best, and then
+    that of what all options share, ``base.yaml``.
     """
     group, _, inner = key.partition(".")
-    files = sorted((conf_dir() / group).glob("*.yaml")) if inner else [conf_dir() / "train.yaml"]
+    options = sorted((conf_dir() / group).glob("*.yaml"), key=lambda file: (file.stem != "base", file.stem))
+    files = options if inner else [conf_dir() / "train.yaml"]
     texts: dict[bool, str] = {}
     for targets, comments in map(_comments, files):
         # with its group where the file is of the package _global_

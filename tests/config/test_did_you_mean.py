@@ -134,7 +134,9 @@ def test_names_that_keys_had_once(written: str, meant: str, capsys: pytest.Captu
         ("fp16=false", ["did you mean trainer.precision?"], "write trainer.precision=..."),
         ("loss.loss_type=ipo", ["did you mean loss?"], "write loss=ipo"),
         ("loss_type=Cal-DPO", ["did you mean loss?"], "write loss=cal_dpo"),
-        ("loss_type=sigmoid", ["did you mean loss?"], "write loss=..."),
+        ("loss_type=sigmoid", ["did you mean loss?"], "write loss=dpo"),  # TRL's name of it
+        ("loss_type=hinge", ["did you mean loss?"], "write loss=rso"),
+        ("loss_type=what_is_this", ["did you mean loss?"], "write loss=..."),
         ("use_peft=true", ["did you mean adapter?"], "write adapter=lora"),
         ("load_in_4bit=true", ["did you mean adapter?"], "write adapter=qlora"),
         ("dataset=owner/name", ["did you mean data?"], "write data=hub data.path=owner/name"),
