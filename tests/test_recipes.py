@@ -208,7 +208,8 @@ def test_every_loss_of_a_recipe_says_where_its_settings_are_from(experiment: str
     _, _, recipe = text.partition(f"\n{experiment}:\n")
     lines = re.findall(r"((?:^  #.*\n)*)^  (\w+): (.*)$", recipe.partition("\n\n")[0], re.MULTILINE)
     settings = {loss: above + beside for above, loss, beside in lines}
-    assert settings.keys() == set(swept) == {"dpo", "f_dpo", "ipo", "slic", "cpo", "cal_dpo"}
+    assert set(swept) == {"dpo", "f_dpo", "ipo", "slic", "cpo", "cal_dpo"}
+    assert settings.keys() >= set(swept)  # others have settings here where someone published some
     sources = ("# ours", "published", "Rafailov", "release", "alignment-handbook", "huggingface.co")
     for loss, written in settings.items():
         assert any(source in written for source in sources), loss
