@@ -17,7 +17,6 @@ FOLDER = Path(__file__).parent / "study"
 BEGIN = "<!-- results: python docs/results.py -->"
 END = "<!-- end of results -->"
 CHOICE = "practitioner"
-OTHER_TABLES = {"trials", "runs", "differences", "choice_effects", "ranks"}
 Row = Mapping[str, str]
 
 
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str], readme: Path = README) -> int:
 
 def results(folder: Path) -> str:
     """Lay out a table per condition, and what it does and does not show."""
-    conditions = sorted(path.stem for path in folder.glob("*.csv") if path.stem not in OTHER_TABLES)
+    conditions = dict.fromkeys(row["condition"] for row in read(folder / "runs.csv"))
     differences = read(folder / "differences.csv")
     return "\n\n".join(of_condition(name, read(folder / f"{name}.csv"), differences) for name in conditions)
 
@@ -60,9 +59,14 @@ def of_condition(condition: str, means: Sequence[Row], differences: Sequence[Row
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     seeds = max(int(row["seeds"]) for row in rows)
     different = [name for name, row in to_dpo.items() if row["significant"] == "True"]
-    shown = f"{len(different)} of {len(to_dpo)} rows differ from DPO" if to_dpo else "Nothing is compared with DPO"
-    sentence = f"`{condition}`, {seeds} seeds: {shown} after Holm's correction; the others are not told apart from it."
-    return f"{table}\n\n{sentence}"
+    shown = "nothing is compared with DPO."
+    if to_dpo:
+        differ = f"{len(different)} of {len(to_dpo)} rows differ from DPO after Holm's correction"
+        shown = f"{differ}; the others are not told apart from it."
+    fewer = [f"`{row['row']}` ({row['seeds']})" for row in rows if int(row["seeds"]) < seeds]
+    if fewer:
+        shown += f" Only the seeds that did not diverge count, here fewer: {', '.join(fewer)}."
+    return f"{table}\n\n`{condition}`, {seeds} seeds: {shown}"
 
 
 def verdict(difference: Row | None) -> str:

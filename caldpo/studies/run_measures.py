@@ -47,7 +47,8 @@ class RunMeasures(OracleEvaluation):
         max_new_tokens: longest response, tokens.
         seed: of the sampling, and of the judge's mistakes.
         best_of: draw so many samples in place of each, and take the one of the highest true reward: best-of-n of the
-            reference, for a policy that is still at its start. Its KL is then the bound log n - (n - 1) / n.
+            reference, for a policy that is still at its start. Its KL is then the bound log n - (n - 1) / n, and what
+            needs log-probs is not measured.
         frontier_prompts: held-out prompts of each point of the frontier; 0: no frontier.
         judge_sharpness: the judge prefers a response with probability ``sigmoid(this x gap of true rewards)``.
         bins: of the calibration error.
@@ -99,8 +100,10 @@ class RunMeasures(OracleEvaluation):
         baseline = self.reference_samples(module, held_out)
         with trainer.precision_plugin.forward_context():  # as the log-probs of the reference were computed
             of_samples = self._of_samples(data, module, held_out, samples, baseline)
-            of_pairs, scalars = self._of_pairs(data, module)
-        if isinstance(data.source, ExactSource):
+            # best-of-n is no policy whose log-probs are known: those here are of the one that it samples
+            is_policy = self.best_of == 1
+            of_pairs, scalars = self._of_pairs(data, module) if is_policy else ({}, {})
+        if isinstance(data.source, ExactSource) and is_policy:
             with module.reference.live() as reference:
                 # the optimum is that of the loss's own beta, where it has one
                 beta = module.loss.implicit_reward_beta or module.reward_beta
@@ -141,6 +144,7 @@ class RunMeasures(OracleEvaluation):
         }
         if self.best_of > 1:  # Beirami et al. 2024, arXiv 2401.01879; the samples' own log-ratios are the policy's
             of_samples["kl"] = np.full(len(reward), math.log(self.best_of) - (self.best_of - 1) / self.best_of)
+            del of_samples["reverse_kl"], of_samples["entropy"]
         return {name: values.reshape(-1, self.samples).mean(axis=1) for name, values in of_samples.items()}
 
     def _policy_samples(

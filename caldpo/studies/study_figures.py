@@ -22,6 +22,7 @@ def rewards(means: pd.DataFrame, title: str) -> Figure:
         for choice, table in means.groupby("choice", sort=False):
             places = [names.index(name) + _SHIFTS[choice] for name in table["row"]]
             errors = [table["reward"] - table["reward_low"], table["reward_high"] - table["reward"]]
+            errors = [side.clip(lower=0.0) for side in errors]  # few resamples may miss the mean
             axes.errorbar(table["reward"], places, xerr=errors, fmt="none", ecolor="#888888", elinewidth=1.0, zorder=1)
             colours = [colour_of(name) for name in table["row"]]
             axes.scatter(table["reward"], places, c=colours, marker=_MARKERS[choice], s=22, zorder=2)

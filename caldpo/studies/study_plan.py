@@ -14,12 +14,11 @@ from caldpo.data.raw_row import RewardSource
 from caldpo.errors import CaldpoError
 from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.run_settings import SETTINGS, find_config_problems
-from caldpo.studies.study_settings import StudySettings, known_losses
+from caldpo.studies.study_settings import FRESH, StudySettings, known_losses
 from caldpo.studies.trial_points import Point, as_overrides, proposed_point, quasi_random_points
 from caldpo.utils.digests import json_digest
 
 LR = "optim.lr"
-_FRESH = 1001  # the first fresh seed; no trial has one of them
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class StudyPlan:
     def final_runs(self, arm: Arm, point: Point) -> list[StudyRun]:
         """Make the runs of a chosen setting with fresh seeds, in their order."""
         settings = self.settings
-        return [self._run(arm, point, settings.final_overrides, _FRESH + number) for number in range(settings.seeds)]
+        return [self._run(arm, point, settings.final_overrides, FRESH + number) for number in range(settings.seeds)]
 
     def _run(self, arm: Arm, point: Point, of_kind: Sequence[str], seed: int) -> StudyRun:
         seeds = [f"{key}={seed}" for key in self.settings.seed_keys]

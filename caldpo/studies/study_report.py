@@ -103,9 +103,9 @@ def _page(results: StudyResults, means: dict[str, pd.DataFrame]) -> str:
         conditions=[_condition(results, name, table) for name, table in means.items()],
         ranks={choice: _rank_facts(ranks) for choice in CHOICES if (ranks := results.ranks(choice)) is not None},
         measures=markdown_table(
-            ["name in the csv files", "what", "unit"],
-            [(code(name), m.title, m.unit) for name, m in MEASURES.items()],
-            text_columns=3,
+            ["name in the csv files", "what", "unit", "better"],
+            [(code(name), m.title, m.unit, m.better or "-") for name, m in MEASURES.items()],
+            text_columns=4,
         ),
         titles={name: m.title for name, m in MEASURES.items()},
         left_out=results.left_out,
@@ -151,8 +151,13 @@ def _choice(results: StudyResults, condition: str, choice: str, means: pd.DataFr
         if len(found)
         else {},
         "others": len(of_reward),
-        "detectable": _number(float(np.nanmedian(of_reward["detectable"]))) if len(of_reward) else None,
-        "corrected": _number(float(np.nanmedian(of_reward["detectable_corrected"]))) if len(of_reward) else None,
+        "detectable": _number(of_reward["detectable"].median()) if len(of_reward) else None,
+        "corrected": _number(of_reward["detectable_corrected"].median()) if len(of_reward) else None,
+        "diverged": [
+            Markdown(f"`{cells['row']}` {results.settings.seeds - cells['seeds']} of {results.settings.seeds}")
+            for _, cells in table.iterrows()
+            if cells["seeds"] < results.settings.seeds
+        ],
         "reached": [
             Markdown(f"`{cells['row']}` {cells['reward_at_kl_seeds']}")
             for _, cells in table.iterrows()

@@ -55,6 +55,10 @@ class ArmResult:
         size = min((len(row) for row in rows if len(row)), default=1)
         return np.stack([row[:size] if len(row) else np.full(size, np.nan) for row in rows])
 
+    def diverged(self, choice: str) -> int:
+        """Count the runs of a choice that met values which were not finite."""
+        return sum(record["status"] != FINISHED for record in self.finals[choice])
+
 
 @dataclass(frozen=True)
 class StudyResults:
@@ -68,7 +72,8 @@ class StudyResults:
 
     @property
     def conditions(self) -> list[str]:
-        return list(dict.fromkeys(result.arm.condition for result in self.arms))
+        """Those with any row that has runs."""
+        return list(dict.fromkeys(result.arm.condition for result in self.arms if result.finals))
 
     @property
     def without_setting(self) -> list[tuple[str, str]]:
@@ -142,7 +147,7 @@ class StudyResults:
                     "kind": "loss" if result.arm.is_loss else "beside",
                     "choice": choice,
                     "setting": _setting(result.chosen[choice].point) if result.chosen else "as it is",
-                    "seeds": sum(record["status"] == FINISHED for record in result.finals[choice]),
+                    "seeds": len(result.finals[choice]) - result.diverged(choice),
                     "probability_best": best.get(name, np.nan),
                 }
                 for measure in MEASURES:
@@ -165,9 +170,9 @@ class StudyResults:
             for choice in CHOICES:
                 results = self.under(condition, choice)
                 if BASELINE in results:
-                    others = [r for name, r in results.items() if name != BASELINE]
+                    pairs = [(r, results[BASELINE]) for name, r in results.items() if name != BASELINE]
                     for measure in TESTED:
-                        rows += self._compared(others, results[BASELINE], (choice, choice), measure)
+                        rows += self._compared(pairs, (choice, choice), measure)
         return pd.DataFrame(rows)
 
     @cached_property
@@ -176,44 +181,56 @@ class StudyResults:
         rows = []
         for condition in self.conditions:
             tuned = [r for r in self.under(condition, TRUTH).values() if r.chosen]
-            pairs = [self._compared([r], r, (TRUTH, PRACTITIONER), "reward")[0] for r in tuned]
-            for result, cells, p in zip(tuned, pairs, holm([cells["p"] for cells in pairs]), strict=True):
+            pairs = [(result, result) for result in tuned]
+            compared = self._compared(pairs, (TRUTH, PRACTITIONER), "reward")
+            for result, cells in zip(tuned, compared, strict=True):
                 same = result.chosen[TRUTH].number == result.chosen[PRACTITIONER].number
-                rows.append({**cells, "p_holm": p, "significant": bool(p < LEVEL), "same_setting": same})
+                rows.append({**cells, "same_setting": same})
         return pd.DataFrame(rows).drop(columns=["choice", "versus"], errors="ignore")
 
     def leader(self, condition: str, choice: str) -> tuple[str, list[str]] | None:
-        """The row of the highest mean true reward, and the rows that it is not shown to be ahead of."""
-        results = self.under(condition, choice)
+        """The loss of the highest mean true reward, and the losses that it is not shown to be ahead of.
+
+        Of those whose runs were all finite. Rows beside the losses may have seen the truth.
+        """
+        results = {name: r for name, r in self.under(condition, choice).items() if r.arm.is_loss}
         means = {name: self._by_seed(r, choice, "reward").mean() for name, r in results.items()}
         means = {name: mean for name, mean in means.items() if np.isfinite(mean)}
         if len(means) < 2:
             return None
         first = max(means, key=lambda name: means[name])
-        others = [results[name] for name in means if name != first]
-        rows = self._compared(others, results[first], (choice, choice), "reward")
+        pairs = [(results[name], results[first]) for name in means if name != first]
+        rows = self._compared(pairs, (choice, choice), "reward")
         return first, [cells["row"] for cells in rows if not (cells["significant"] and cells["difference"] < 0)]
 
     def ranks(self, choice: str) -> Ranking | None:
         """Average ranks of the losses by true reward, over conditions and seeds; a run that diverged ranks last."""
         blocks: dict[str, list[float]] = {}
         for condition in self.conditions:
-            for name, result in self.under(condition, choice).items():
-                if result.arm.is_loss:
-                    by_seed = self._by_seed(result, choice, "reward")
-                    blocks.setdefault(name, []).extend(np.where(np.isfinite(by_seed), by_seed, -np.inf).tolist())
+            for result in self.arms:
+                if result.arm.is_loss and result.arm.condition == condition:
+                    by_seed = np.full(self.settings.seeds, np.nan)
+                    if choice in result.finals:  # else every trial diverged
+                        by_seed = self._by_seed(result, choice, "reward")
+                    values = np.where(np.isfinite(by_seed), by_seed, -np.inf).tolist()
+                    blocks.setdefault(result.row, []).extend(values)
         longest = max(map(len, blocks.values()), default=0)
         return ranking({name: values for name, values in blocks.items() if len(values) == longest})
 
     def _compared(
-        self, others: Sequence[ArmResult], baseline: ArmResult, choices: tuple[str, str], measure: str
+        self, pairs: Sequence[tuple[ArmResult, ArmResult]], choices: tuple[str, str], measure: str
     ) -> list[dict[str, Any]]:
-        """Compare rows with one: differences, p-values with Holm's correction, and what so many seeds can show."""
+        """Compare rows and their baselines: differences, p-values with Holm's correction, what so many seeds can show.
+
+        Seeds that one of the two has no value for are left out. Where that is since a run diverged, the seeds that are
+        left flatter its row, which is then not called the higher one.
+        """
         found = []
-        for other in others:
+        for other, baseline in pairs:
             row, base = (self._values(r, c, measure) for r, c in zip((other, baseline), choices, strict=True))
-            size = min(row.shape[1], base.shape[1])
-            both = np.isfinite(row[:, :size]).all(axis=1) & np.isfinite(base[:, :size]).all(axis=1)
+            if row.shape[1] != base.shape[1]:  # other prompts: the seeds alone are paired
+                row, base = (values.mean(axis=1, keepdims=True) for values in (row, base))
+            both = np.isfinite(row).all(axis=1) & np.isfinite(base).all(axis=1)
             cells: dict[str, Any] = {
                 "condition": other.arm.condition,
                 "choice": choices[0],
@@ -224,13 +241,15 @@ class StudyResults:
             names = ("difference", "low", "high", "p", "sd", "seeds")
             of_nothing = (*[np.nan] * 5, int(both.sum()))
             if both.sum() > 1:
-                d = paired_difference(row[both, :size], base[both, :size], self.settings.resamples)
+                d = paired_difference(row[both], base[both], self.settings.resamples)
                 of_nothing = (d.mean, d.low, d.high, d.p, d.sd, d.seeds)
             found.append(cells | dict(zip(names, of_nothing, strict=True)))
-        for cells, p in zip(found, holm([cells["p"] for cells in found]), strict=True):
+        adjusted = holm([cells["p"] for cells in found])
+        for (other, baseline), cells, p in zip(pairs, found, adjusted, strict=True):
+            higher = (other, choices[0]) if cells["difference"] > 0 else (baseline, choices[1])
             cells |= {
                 "p_holm": p,
-                "significant": bool(p < LEVEL),
+                "significant": bool(p < LEVEL) and not higher[0].diverged(higher[1]),
                 "detectable": detectable_difference(cells["sd"], cells["seeds"], LEVEL),
                 "detectable_corrected": detectable_difference(cells["sd"], cells["seeds"], LEVEL / len(found)),
             }
@@ -244,7 +263,9 @@ class StudyResults:
         return means
 
     def _probability_of_best(self, results: Mapping[str, ArmResult], choice: str) -> dict[str, float]:
-        values = {name: self._values(result, choice, "reward") for name, result in results.items()}
+        """Among the losses: rows beside them may have seen the truth."""
+        losses = {name: result for name, result in results.items() if result.arm.is_loss}
+        values = {name: self._values(result, choice, "reward") for name, result in losses.items()}
         size = min((v.shape[1] for v in values.values()), default=0)
         whole = {name: v[:, :size] for name, v in values.items() if np.isfinite(v).all()}
         return probability_of_best(whole, self.settings.resamples) if len(whole) > 1 else {}

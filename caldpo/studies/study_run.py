@@ -120,7 +120,7 @@ def collect(settings: StudySettings, store: RunStore, left_out: Sequence[LeftOut
             choice: [_recorded(store, run) for run in plan.final_runs(arm, point)] for choice, point in points.items()
         }
         found.append(ArmResult(arm, trials, chosen, finals))
-    return StudyResults(settings, found, list(left_out), unfinished, store.commands)
+    return StudyResults(plan.settings, found, list(left_out), unfinished, store.commands)
 
 
 def _all_tried(plan: StudyPlan, store: RunStore, arm: Arm) -> bool:
@@ -147,10 +147,12 @@ def _of_all_commands(settings: StudySettings, store: RunStore) -> StudySettings:
     fixed = store.fixed
     conditions = {k.split(".", 1)[1]: v for k, v in fixed.items() if k.startswith("condition_overrides.")}
     beside = {k.split(".", 1)[1]: v for k, v in fixed.items() if k.startswith("beside_overrides.")}
+    of_losses = {k.split(".", 1)[1]: v for k, v in fixed.items() if k.startswith("loss_overrides.")}
     asked = list(dict.fromkeys(row for _, row in store.arms))
     content = dict(vars(settings)) | {
         "conditions": list(conditions),
         "condition_overrides": conditions,
+        "loss_overrides": of_losses,
         "beside_overrides": beside,
         "losses": [row for row in asked if row not in beside],
         "beside": [row for row in asked if row in beside],

@@ -19,6 +19,7 @@ from caldpo.studies.run_store import RunStore
 
 SETTINGS = "caldpo.studies.study_settings.StudySettings"
 BASELINE = "dpo"  # what every other row is compared with
+FRESH = 1001  # the first fresh seed; no trial has one of them
 # what may differ between commands that share an output folder: which runs are asked for, and what is made of them
 ASKED = {"losses", "conditions", "beside"}
 FREE = ASKED | {"resamples", "output", "report", "workers", "keep_runs", "dry_run", "run_seconds"}
@@ -68,7 +69,7 @@ class StudySettings:
         used = self.conditions, known_losses() if self.losses == "all" else self.losses, self.beside
         for key, names in zip(NAMED, used, strict=True):
             values = getattr(self, key)
-            fixed |= {f"{key}.{name}": values[name] for name in names if name in values}
+            fixed |= {f"{key}.{name}": values.get(name, []) for name in names}  # a loss may have none
         return fixed
 
 
@@ -104,6 +105,15 @@ def _of_values(cfg: DictConfig) -> Iterator[Problem]:
             yield Problem(key, str(list(names)), "names something twice")
     if len(cfg.lr_factors) != 2 or not cfg.lr_factors[0] < cfg.lr_factors[1]:
         yield Problem("lr_factors", str(list(cfg.lr_factors)), "is no range: a lower and an upper factor")
+    for key, chosen in (("condition_overrides", cfg.conditions), ("beside_overrides", cfg.beside)):
+        for name in chosen:
+            row = cfg[key].get(name, [])
+            overrides = row.get("overrides", []) if isinstance(row, Mapping | DictConfig) else row
+            for text in overrides:
+                if text.lstrip("+").partition("=")[0] in cfg.seed_keys:
+                    yield Problem(f"{key}.{name}", text, "is the same for all seeds", "leave it out, or of seed_keys")
+    if FRESH <= cfg.seed < FRESH + cfg.seeds:
+        yield Problem("seed", str(cfg.seed), "is a fresh seed, on which nothing may be tuned", f"set one below {FRESH}")
     if cfg.seeds < 2:
         yield Problem("seeds", str(cfg.seeds), "a single seed has no spread", "set at least 2, better 5")
     for name, row in cfg.beside_overrides.items():

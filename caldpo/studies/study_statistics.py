@@ -151,16 +151,16 @@ def detectable_difference(sd: float, seeds: int, alpha: float = 0.05, power: flo
     return sd * float(optimize.brentq(missing, 0.0, upper))
 
 
-def reward_at_kl(frontier: Sequence[Mapping[str, float]], kl: float) -> float:
+def reward_at_kl(frontier: Sequence[Mapping[str, float | None]], kl: float) -> float:
     """Interpolate the true reward of a run at ``kl`` nats, where its path first reaches it; NaN where it never does.
 
     Args:
-        frontier: points of the path from the reference (KL 0) on, each with ``kl`` and ``reward``.
+        frontier: points of the path from the reference (KL 0) on, each with ``kl`` and ``reward``; None: not finite.
     """
-    for before, after in itertools.pairwise(frontier):
-        if before["kl"] < kl <= after["kl"]:
-            share = (kl - before["kl"]) / (after["kl"] - before["kl"])
-            return float(before["reward"] + share * (after["reward"] - before["reward"]))
+    path = np.array([[point["kl"], point["reward"]] for point in frontier], dtype=np.float64)  # None: NaN
+    for (kl_before, before), (kl_after, after) in itertools.pairwise(path):
+        if kl_before < kl <= kl_after:
+            return float(before + (kl - kl_before) / (kl_after - kl_before) * (after - before))
     return float("nan")
 
 

@@ -16,7 +16,7 @@ MEANS = """row,kind,choice,seeds,reward,reward_low,reward_high,win_rate,kl,chose
 dpo,loss,practitioner,5,0.5,0.4,0.6,0.8,2.0,-3.0
 dpo,loss,truth,5,9,9,9,9,9,9
 ipo,loss,practitioner,5,0.9,0.8,1.0,0.9,1.0,0.5
-cpo,loss,practitioner,5,0.6,0.4,0.8,0.85,,1.5
+cpo,loss,practitioner,3,0.6,0.4,0.8,0.85,,1.5
 """
 DIFFERENCES = """condition,choice,row,measure,difference,significant
 reviews,practitioner,ipo,reward,0.4,True
@@ -34,7 +34,9 @@ def script() -> dict[str, Any]:
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     (tmp_path / "study").mkdir()
-    for name, text in (("reviews", MEANS), ("differences", DIFFERENCES), ("runs", "row\n"), ("trials", "row\n")):
+    written = {"reviews": MEANS, "differences": DIFFERENCES, "runs": "condition,row\nreviews,dpo\n"}
+    # another page's table stands in docs/study, too
+    for name, text in {**written, "trials": "row\n", "cal_dpo_map": "beta,reward\n0.1,1\n"}.items():
         (tmp_path / "study" / f"{name}.csv").write_text(text)
     return tmp_path / "study"
 
@@ -54,7 +56,12 @@ def test_the_table_stands_between_the_markers_and_is_replaced(study: Path, scrip
     assert "**+0.40**" in rows[0]
     assert "(+0.10)" in rows[1], "what is not significant is not called a difference"
     assert "0.50 (0.40 to 0.60)" in rows[2]
-    names(once, "1 of 2 rows")
+    names(once, "1 of 2 rows", "`cpo` (3)")
+
+
+def test_without_dpo_nothing_is_said_of_it(study: Path, script: dict[str, Any]) -> None:
+    (study / "differences.csv").write_text("\n")
+    assert "told apart" not in script["results"](study)
 
 
 def test_nothing_is_written_without_markers_or_without_a_study(

@@ -166,12 +166,20 @@ def test_a_loss_joins_later_and_leaves_the_others_as_they_are(copied: Path) -> N
     assert set(with_ipo["ranks"]["row"]) == {"dpo", "cal_dpo", "ipo"}, "losses alone are ranked"
 
 
+def test_a_later_command_reports_rows_with_the_overrides_that_they_ran_with(copied: Path) -> None:
+    study("losses=[ipo]", '+loss_overrides.ipo=["optim.weight_decay=0.1"]')
+    study()
+    runs = tables(copied / "study" / "report")["runs"]
+    assert runs[runs["row"] == "ipo"]["overrides"].str.contains("optim.weight_decay=0.1").tolist() == [True] * 4
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         ("trials=3", ["trials", "2", "3"]),
         ("practitioner=[accuracy]", ["practitioner"]),
         ('+condition_overrides.tabular=["model=tabular"]', ["condition_overrides.tabular"]),
+        ('++loss_overrides.dpo=["optim.weight_decay=0.1"]', ["loss_overrides.dpo"]),
     ],
 )
 def test_other_settings_are_refused_by_name(
@@ -192,6 +200,8 @@ def test_other_settings_are_refused_by_name(
         (["practitioner=[reward]"], ["practitioner", "reward"]),
         (["lr_factors=[2,1]"], ["lr_factors"]),
         (["seeds=1"], ["seeds"]),
+        (["seed=1002"], ["seed", "1002", "1001"]),
+        (["conditions=[a]", '+condition_overrides.a=["model=tabular","seed=3"]'], ["condition_overrides.a", "seed=3"]),
         (["losses=[dpo,dpo]"], ["losses"]),
     ],
 )
@@ -262,6 +272,8 @@ def test_best_of_n_picks_by_the_true_reward(copied: Path) -> None:
     study("losses=[dpo]", "beside=[best_of_n]")
     row = tables(copied / "study" / "report")["tabular"].set_index(["row", "choice"]).loc["best_of_n", "truth"]
     assert row["kl"] == pytest.approx(math.log(16) - 15 / 16)
+    of_log_probs = ["reverse_kl", "entropy", "accuracy", "chosen_log_ratio", "exact_reward", "kl_to_optimum"]
+    assert row[of_log_probs].isna().all(), "those would be of the reference, which it samples"
     # the best of 16 draws of the table's reference, prompt by prompt: E[max] by the distribution of the maximum
     source = instantiate(compose(["model=tabular"]).data.source)
     rewards, log_probs = source.environment.rewards().numpy(), source.environment.reference().numpy()

@@ -135,3 +135,5 @@ def test_reward_is_interpolated_where_the_path_first_reaches_the_kl() -> None:
     assert reward_at_kl(path, 4.0) == 2.0
     assert math.isnan(reward_at_kl(path, 4.5))
     assert math.isnan(reward_at_kl([], 1.0))
+    broken = [path[0], {"kl": None, "reward": 1.0}, {"kl": 4.0, "reward": 2.0}]
+    assert math.isnan(reward_at_kl(broken, 2.0))
