@@ -43,6 +43,7 @@ class Arm:
     space: SearchSpace  # by configuration key; empty: not tuned
     default: Point  # the yaml's own values of the searched keys
     is_loss: bool
+    reads_scores: bool = False  # its loss is trained on the data's scores, which the others do not see
 
     @property
     def name(self) -> tuple[str, str]:
@@ -134,7 +135,8 @@ class StudyPlan:
         if not tuned:
             return arm
         space, default = search_space(cfg, settings.lr_factors)
-        return replace(arm, space=space, default=default)
+        reads_scores = is_loss and getattr(get_class(str(cfg.loss.get("_target_"))), "needs_scores", False) is True
+        return replace(arm, space=space, default=default, reads_scores=reads_scores)
 
 
 def search_space(cfg: DictConfig, lr_factors: Sequence[float]) -> tuple[SearchSpace, Point]:

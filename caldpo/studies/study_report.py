@@ -108,6 +108,7 @@ def _page(results: StudyResults, means: dict[str, pd.DataFrame]) -> str:
             text_columns=4,
         ),
         titles={name: m.title for name, m in MEASURES.items()},
+        scored=sorted({result.row for result in results.arms if result.arm.reads_scores}),
         left_out=results.left_out,
         unfinished=results.unfinished,
         without_setting=results.without_setting,

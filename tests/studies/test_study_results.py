@@ -14,7 +14,7 @@ from caldpo.api import compose
 from caldpo.config.conf_dir import conf_dir
 from caldpo.studies.run_store import DIVERGED, FINISHED
 from caldpo.studies.setting_choice import CHOICES, PRACTITIONER, TRUTH, Trial
-from caldpo.studies.study_plan import Arm
+from caldpo.studies.study_plan import Arm, StudyPlan
 from caldpo.studies.study_report import write_report
 from caldpo.studies.study_results import LEVEL, ArmResult, StudyResults
 from caldpo.studies.study_settings import StudySettings
@@ -110,6 +110,20 @@ def test_rows_with_other_prompts_are_paired_by_seed(settings: StudySettings) -> 
     results = StudyResults(settings, [arm("dpo", [0.0] * 5), arm("qrpo", [1.0] * 5, prompts=9)])
     base, row = (np.array([np.mean(r["by_prompt"]["reward"]) for r in a.finals[TRUTH]]) for a in results.arms)
     assert difference(results, "qrpo")["difference"] == pytest.approx((row - base).mean())
+
+
+def test_losses_that_train_on_the_true_reward_are_named(settings: StudySettings, tmp_path: Path) -> None:
+    asked = dataclasses.replace(settings, losses=["dpo", "rebel"], beside=["rlhf"], conditions=["reviews"])
+    arms, _ = StudyPlan(asked).arms()
+    assert {made.row: made.reads_scores for made in arms} == {"dpo": False, "rebel": True, "rlhf": False}
+    results = [dataclasses.replace(arm(made.row, [0.0] * 5), arm=made) for made in arms]
+    write_report(StudyResults(settings, results[:1]), tmp_path)
+    without = (tmp_path / "index.md").read_text().partition("## reviews")[0]
+    write_report(StudyResults(settings, results), tmp_path)
+    told = (tmp_path / "index.md").read_text().partition("## reviews")[0]
+    names(told, "`rebel`")
+    assert "`rebel`" not in without
+    assert "`rlhf`" not in told
 
 
 def test_power_is_that_of_all_comparisons(settings: StudySettings) -> None:
