@@ -103,6 +103,7 @@ def test_rloo_on_the_true_reward_finds_the_optimum(tmp_path: Path) -> None:
         (("rollouts=true_reward", "trainer.devices=2", "trainer.strategy=ddp"), ("rollouts", "one device")),
         (("rollouts=true_reward", "data.streaming=true", "trainer.max_steps=2"), ("rollouts", "data.streaming")),
         (("rollouts=reward_model", "rollouts.kind=scalar_head", "rollouts.beta=1"), ("rollouts.beta=1", "leave it")),
+        (("rollouts=true_reward", "loss=apo_zero", "data.unpair=true"), ("data.unpair", "leave out rollouts")),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_weights_load(
