@@ -81,6 +81,15 @@ def test_standardised_rewards(tmp_path: Path) -> None:
     assert rows["standard"] == pytest.approx((rows["plain"] - facts["mean"]) / facts["scale"], rel=1e-4, abs=1e-5)
 
 
+def test_rewards_that_are_all_the_same_have_no_standard_deviation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("rollouts.standardize=true", "rollouts.lr=1e-30", "trainer.max_steps=1", "hydra.run.dir=run")
+    with inside(tmp_path):
+        train(*TABLE, *MODEL, *keys, fails=1)
+    names(capsys.readouterr().err, "rollouts.standardize=true", "rollouts.steps", "rollouts.lr")
+
+
 @pytest.mark.slow
 def test_rloo_on_the_true_reward_finds_the_optimum(tmp_path: Path) -> None:
     """``E[r] - beta KL``, exact: what separates the reference from pi* is gained but for a hundredth."""
