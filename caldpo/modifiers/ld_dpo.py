@@ -36,4 +36,4 @@ class LDDPO(TokenWeight):
     def weights(self, batch: PairBatch, step: int) -> Float[Tensor, " targets"]:
         shared = self.shared_lengths(batch).repeat(2)
         beyond = batch.places_in_response() >= shared[batch.response]
-        return torch.where(beyond, self.alpha, 1.0)
+        return torch.ones_like(beyond, dtype=torch.float32).masked_fill(beyond, self.alpha)

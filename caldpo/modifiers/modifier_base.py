@@ -92,7 +92,7 @@ class TokenWeight(Modifier):
 
     @abstractmethod
     def weights(self, batch: PairBatch, step: int) -> Float[Tensor, " targets"]:
-        """Weigh each response token of a batch, after ``step`` optimiser steps."""
+        """Weigh each response token of a batch, after ``step`` optimiser steps; float32, whatever the precision."""
 
     @staticmethod
     def shared_lengths(batch: PairBatch) -> Int[Tensor, " pairs"]:

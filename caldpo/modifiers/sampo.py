@@ -43,7 +43,7 @@ class SamPO(TokenWeight):
         for lengths, shared, index in rows:
             draw = np.random.default_rng((self.seed, step, index))
             for length in lengths:
-                part = torch.ones(length)
+                part = torch.ones(length, dtype=torch.float32)
                 if length > shared:
                     part[torch.from_numpy(draw.permutation(length)[shared:])] = 0
                 parts.append(part)
