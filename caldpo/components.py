@@ -165,6 +165,16 @@ class Components:
                 remedy="lower data.micro_batch_size or trainer.accumulate_grad_batches, or set data.streaming=false",
             )
 
+    def row_needs(self) -> dict[str, Any]:
+        """What the loss needs of the data's rows, for :meth:`~caldpo.data.datamodule.PairDataModule.prepare_pairs`."""
+        return {
+            "needs_scores": self.loss.needs_scores,
+            "needs_rejected": self.loss.needs_rejected,
+            "score_range": self.loss.score_range,
+            # samples take the place of both responses of a row, and a reward model compares the row's own two
+            "takes_unpaired": self.loss.takes_unpaired and not self.rollouts.on,
+        }
+
     def step_reading(self) -> dict[str, Any]:
         """What the loss reads of a step, for :meth:`~caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""
         return {"reads_ahead": self.loss.depends_on_batch, "mismatched": self.loss.needs_mismatched}

@@ -121,16 +121,8 @@ def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None
 
 def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint) -> PreparedData:
     """Read, check, split and tokenise the pairs, and compare them with the models and with the resumed run."""
-    tokenizer, loss, data = components.model.load_tokenizer(), components.loss, components.data
-    report = data.prepare_pairs(
-        tokenizer,
-        record.run_dir,
-        loss_name=record.loss_name,
-        needs_scores=loss.needs_scores,
-        needs_rejected=loss.needs_rejected,
-        score_range=loss.score_range,
-        takes_unpaired=loss.takes_unpaired,
-    )
+    tokenizer, data = components.model.load_tokenizer(), components.data
+    report = data.prepare_pairs(tokenizer, record.run_dir, loss_name=record.loss_name, **components.row_needs())
     record.note({"data": report.as_dict()})
     check_fit(
         components.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
@@ -26,6 +28,7 @@ from tests.helpers import train_ranks
 from tests.helpers.forked import ROOT, run_ranks
 from tests.helpers.tiny import tiny_pairs
 from tests.helpers.tiny_trainer import Pairs, fit, make_module, shift_from_reference
+from tests.test_unpaired_training import apart
 
 READ = {"reads_ahead": True, "mismatched": True}
 DOUBLE = {"precision": "64-true"}
@@ -98,6 +101,36 @@ def test_loss_and_gradient_of_a_step(name: str, micro: int, accumulation: int, t
     fit(module, data, tmp_path, max_steps=1, accumulate_grad_batches=accumulation, callbacks=[kept], **DOUBLE)
     row = pd.read_csv(tmp_path / "metrics.csv").dropna(subset="loss").iloc[0]
     assert row["loss"] == pytest.approx(wanted.item(), rel=1e-12)
+    for parameter, value in gradient.items():
+        torch.testing.assert_close(kept.steps[0][parameter], value, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["kto", "bco"])
+@pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (2, 4), (1, 8)])
+def test_a_step_of_unpaired_rows(name: str, micro: int, accumulation: int, tmp_path: Path) -> None:
+    """More desirable than undesirable responses: each counts by itself, its absent partner nowhere."""
+    rows = [row for i, row in enumerate(apart(tiny_pairs(6, seed=5))) if i not in (1, 3, 5, 7)]
+    rows = [replace(row, index=i) for i, row in enumerate(rows)]
+    module = make_module(train_ranks.LOSSES[name]())
+    shift_from_reference(module)
+    ordered = [rows[row] for row in StepPlan(8, micro, accumulation=accumulation, seed=0).order(0)]
+    responses = [row.chosen_ids if row.label else row.rejected_ids for row in ordered]
+    ratios = torch.stack([log_ratio(module, row.prompt_ids, ids) for row, ids in zip(ordered, responses, strict=True)])
+    good = torch.tensor([row.label for row in ordered])
+    if name == "kto":
+        others = zip(ordered, [*responses[1:], responses[0]], strict=True)
+        z = torch.stack([log_ratio(module, row.prompt_ids, ids) for row, ids in others]).mean().clamp_min(0).detach()
+        assert z > 0.1, "a case that tests nothing"
+        losses = torch.where(good, torch.sigmoid(0.3 * (z - ratios)), 0.8 * torch.sigmoid(0.3 * (ratios - z)))
+    else:
+        delta = 0.3 * (ratios[good].mean() + ratios[~good].mean()).detach() / 2
+        losses = -F.logsigmoid(torch.where(good, 1, -1) * (0.3 * ratios - delta))
+    named = dict(module.policy.named_parameters())
+    gradient = dict(zip(named, torch.autograd.grad(losses.mean(), [*named.values()]), strict=True))
+    kept, data = Gradients(), Pairs(rows, rows, micro, **READ)
+    fit(module, data, tmp_path, max_steps=1, accumulate_grad_batches=accumulation, callbacks=[kept], **DOUBLE)
+    row = pd.read_csv(tmp_path / "metrics.csv").dropna(subset="loss").iloc[0]
+    assert row["loss"] == pytest.approx(losses.mean().item(), rel=1e-12)
     for parameter, value in gradient.items():
         torch.testing.assert_close(kept.steps[0][parameter], value, rtol=1e-8, atol=1e-11)
 

@@ -43,7 +43,7 @@ def refuse_unpaired(pairs: StoredPairs, key: str, loss_name: str) -> None:
         f" {pairs.origin(0)}",
         key="loss",
         value=loss_name,
-        remedy=f"{_usable()}name data with chosen and rejected",
+        remedy=f"{_usable(loss_name)}name data with chosen and rejected",
     )
 
 
@@ -57,10 +57,12 @@ def refuse_unpair(loss_name: str) -> None:
         f"takes pairs apart, which loss={loss_name} needs",
         key="data.unpair",
         value=True,
-        remedy=f"{_usable()}set data.unpair=false",
+        remedy=f"{_usable(loss_name)}set data.unpair=false",
     )
 
 
-def _usable() -> str:
+def _usable(loss_name: str) -> str:
     names = losses_taking_unpaired()
+    if loss_name in names:  # by itself it takes them: what is around it compares the two responses of a pair
+        return "leave out rollouts, and modifiers that compare the two responses of a pair (modifier=[]), or "
     return f"use loss={', '.join(names[:-1]) + ' or ' if names[1:] else ''}{names[-1]}, or " if names else ""

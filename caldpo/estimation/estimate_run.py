@@ -50,7 +50,7 @@ def estimate(
     run_dir = Path(hydra.runtime.output_dir)
     components = Components.from_config(cfg, tracked=False)
     components.check(on_this_machine=False)
-    model, data, loss = components.model, components.data, components.loss
+    model, data = components.model, components.data
     tokenizer = model.load_tokenizer()
     with (run_dir / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         sample = sample_data(
@@ -58,11 +58,8 @@ def estimate(
             tokenizer,
             run_dir,
             pairs=sample_pairs,
-            needs_scores=loss.needs_scores,
             loss_name=str(hydra.runtime.choices["loss"]),
-            needs_rejected=loss.needs_rejected,
-            score_range=loss.score_range,
-            takes_unpaired=loss.takes_unpaired,
+            **components.row_needs(),
         )
     check_fit(
         model,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.terms import where_present
 from caldpo.types import LossOutput, PairLogps
 
 
@@ -31,14 +32,10 @@ class PointwiseLoss(PreferenceLoss):
 
     def forward(self, logps: PairLogps) -> LossOutput:
         terms = {
-            "chosen": _where(logps.chosen_present, self.chosen_term(logps)),
-            "rejected": _where(logps.rejected_present, self.rejected_term(logps)),
+            "chosen": where_present(logps.chosen_present, self.chosen_term(logps)),
+            "rejected": where_present(logps.rejected_present, self.rejected_term(logps)),
         }
         return LossOutput(terms["chosen"] + terms["rejected"], terms)
-
-
-def _where(present: Float[Tensor, " pairs"] | None, term: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    return term if present is None else torch.where(present > 0, term, 0)
 
 
 def sum_and_count(values: Float[Tensor, " pairs"], present: Float[Tensor, " pairs"] | None) -> Float[Tensor, " 2"]:

@@ -40,7 +40,11 @@ class QRPO(PointwiseLoss):
     def __init__(self, beta: Positive = 0.1) -> None:
         super().__init__()
         self.beta = beta
-        self.beta_log_z = _beta_log_z(beta)
+
+    @property
+    def beta_log_z(self) -> float:
+        """``beta log Z``, of the beta that there is now."""
+        return _beta_log_z(self.beta)
 
     @property
     def implicit_reward_beta(self) -> float:

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 from caldpo.config.bounds import Positive
 from caldpo.config.signatures import validated
-from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.scores import pair_scores
 from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.losses.terms import log_ratio_gap
 from caldpo.types import LossOutput, PairLogps
@@ -51,13 +51,7 @@ class REBEL(PreferenceLoss):
 
     def forward(self, logps: PairLogps) -> LossOutput:
         gap = log_ratio_gap(logps, per_token=False)
-        if logps.score_chosen is None or logps.score_rejected is None:
-            raise CaldpoError(
-                "regresses the difference of the responses' scores, and the data has none",
-                key="loss",
-                value="rebel",
-                remedy="use data with score_chosen and score_rejected, or a loss that reads preferences alone",
-            )
-        rewards = logps.score_chosen.to(gap.dtype) - logps.score_rejected.to(gap.dtype)
+        chosen, rejected = pair_scores(logps)
+        rewards = chosen.to(gap.dtype) - rejected.to(gap.dtype)
         contrast = (self.beta * gap - self.score_scale * rewards) ** 2
         return LossOutput(contrast, {"contrast": contrast})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +25,11 @@ def log_ratio_gap(logps: PairLogps, *, per_token: bool) -> Float[Tensor, " pairs
     if per_token:
         return logps.chosen_log_ratio / logps.chosen_tokens - logps.rejected_log_ratio / logps.rejected_tokens
     return logps.chosen_log_ratio - logps.rejected_log_ratio
+
+
+def where_present(present: Float[Tensor, " pairs"] | None, term: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+    """A term of single responses, 0 where the row has no such response; None: every row has it."""
+    return term if present is None else torch.where(present > 0, term, 0)
 
 
 def token_means(logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:

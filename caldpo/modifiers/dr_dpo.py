@@ -24,6 +24,7 @@ class DrDPO(StepObjective):
     """Takes the soft minimum of the losses of a step."""
 
     name = "dr_dpo"
+    takes_unpaired = True
 
     @validated
     def __init__(self, beta_prime: Positive = 1.0) -> None:

@@ -54,7 +54,8 @@ class GapFilter(PairWeight):
             return StepStatistics({KEPT: torch.ones_like(gaps)})
         state = self.average.after(gaps)
         distance = torch.where(state["deviation"] > 0, (gaps.double() - state["mean"]) / state["deviation"], 0)
-        count = max(1, int(len(gaps) * (1 - self.share)))
+        # rounded first: 10 (1 - 0.8) is 1.9999999999999996
+        count = max(1, int(round(len(gaps) * (1 - self.share), 9)))
         # the largest of log-probability + Gumbel noise are a draw without replacement
         drawn = np.random.default_rng((self.seed, int(self.steps))).gumbel(size=len(gaps))
         keys = -0.5 * distance.nan_to_num(torch.inf, torch.inf, torch.inf) ** 2 + torch.from_numpy(drawn).to(distance)

@@ -34,9 +34,6 @@ class LDDPO(TokenWeight):
         return f"tokens beyond the shorter response weigh {self.alpha:g}"
 
     def weights(self, batch: PairBatch, step: int) -> Float[Tensor, " targets"]:
-        lengths = batch.response_lengths.view(2, -1)
-        shared = lengths.amin(dim=0)
-        # a response without a partner in its row is not shortened
-        shared = torch.where(shared > 0, shared, lengths.amax(dim=0)).repeat(2)
+        shared = self.shared_lengths(batch).repeat(2)
         beyond = batch.places_in_response() >= shared[batch.response]
-        return torch.where(beyond, self.alpha, 1.0)
+        return torch.ones_like(beyond, dtype=torch.float32).masked_fill(beyond, self.alpha)

@@ -69,7 +69,8 @@ class ModifiedLoss(PreferenceLoss):
         self.reference_move = moves[0] if moves else None
         self.needs_reference, self.needs_rejected = loss.needs_reference, loss.needs_rejected
         self.needs_scores = loss.needs_scores or any(m.needs_scores for m in ordered)
-        self.takes_unpaired, self.pairwise = loss.takes_unpaired, loss.pairwise
+        self.score_range, self.pairwise = loss.score_range, loss.pairwise
+        self.takes_unpaired = loss.takes_unpaired and all(m.takes_unpaired for m in ordered)
         self.length_normalised, self.needs_mismatched = loss.length_normalised, loss.needs_mismatched
         self.depends_on_batch = loss.depends_on_batch or bool(self._observers)
         self.weighs_tokens = bool(self._token_weights)

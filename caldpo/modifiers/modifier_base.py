@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from caldpo.errors import CaldpoError
@@ -32,6 +33,7 @@ class Modifier(ExactBuffers, ABC):
     name: ClassVar[str]  # option of the group ``modifier``
     needs_reference: ClassVar[bool] = False  # log-ratios of the training pairs
     needs_scores: ClassVar[bool] = False  # ground-truth rewards of the pairs
+    takes_unpaired: ClassVar[bool] = False  # it has a meaning for rows with one response, where the loss takes such
     depends_on_batch: bool = False  # it reads all pairs of the optimiser step, in observe
     alignment: Alignment | None = None  # as of a loss: log-probs of the policy's own tokens, in observe
 
@@ -78,8 +80,10 @@ class Modifier(ExactBuffers, ABC):
 class TokenWeight(Modifier):
     """Weighs the tokens of responses when log-probs are summed, of policy and reference alike, in training only.
 
-    The responses' lengths in tokens become the sums of the weights.
+    The responses' lengths in tokens become the sums of the weights. A response without a partner stays whole.
     """
+
+    takes_unpaired = True
 
     def check(self, loss: PreferenceLoss) -> None:
         super().check(loss)
@@ -88,7 +92,16 @@ class TokenWeight(Modifier):
 
     @abstractmethod
     def weights(self, batch: PairBatch, step: int) -> Float[Tensor, " targets"]:
-        """Weigh each response token of a batch, after ``step`` optimiser steps."""
+        """Weigh each response token of a batch, after ``step`` optimiser steps; float32, whatever the precision."""
+
+    @staticmethod
+    def shared_lengths(batch: PairBatch) -> Int[Tensor, " pairs"]:
+        """Tokens that both responses of each row have; all of a response without a partner."""
+        lengths = batch.response_lengths.view(2, -1)
+        if batch.chosen_present is not None and batch.rejected_present is not None:
+            present = torch.stack([batch.chosen_present, batch.rejected_present]) > 0
+            lengths = torch.where(present, lengths, lengths.amax(dim=0))  # an absent one has an EOS in its place
+        return lengths.amin(dim=0)
 
 
 class Shift(Modifier):

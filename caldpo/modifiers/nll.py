@@ -1,7 +1,7 @@
 """NLL term: ``+ weight (-p_w / n_w)``, the negative log-likelihood of the chosen response, mean per token.
 
 ``p_w``: the policy's log-prob of the chosen response, summed, nats; ``n_w``: its tokens. Added last: it is not
-multiplied by pair weights.
+multiplied by pair weights. A row without a chosen response has none.
 
 As in Pang et al. 2024, "Iterative Reasoning Preference Optimization", arXiv 2404.19733 (weight 1), and Liu et al.
 2024, "Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly an Adversarial Regularizer",
@@ -16,7 +16,7 @@ from torch import Tensor
 from caldpo.config.bounds import NonNegative
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
-from caldpo.losses.terms import chosen_nll
+from caldpo.losses.terms import chosen_nll, where_present
 from caldpo.modifiers.loss_probes import terms_of
 from caldpo.modifiers.modifier_base import AddedTerm
 from caldpo.types import PairLogps
@@ -26,6 +26,7 @@ class NLL(AddedTerm):
     """Adds the negative log-likelihood of the chosen response."""
 
     name = "nll"
+    takes_unpaired = True
 
     @validated
     def __init__(self, weight: NonNegative = 1.0) -> None:
@@ -41,4 +42,4 @@ class NLL(AddedTerm):
         return f"{inner} + {self.weight:g} (-p_w/n_w)"
 
     def term(self, logps: PairLogps) -> Float[Tensor, " pairs"]:
-        return self.weight * chosen_nll(logps)
+        return self.weight * where_present(logps.chosen_present, chosen_nll(logps))

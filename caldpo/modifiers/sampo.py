@@ -39,11 +39,11 @@ class SamPO(TokenWeight):
     def weights(self, batch: PairBatch, step: int) -> Float[Tensor, " targets"]:
         parts = []
         sides = batch.response_lengths.view(2, -1).T.tolist()
-        for (chosen, rejected), index in zip(sides, batch.index.tolist(), strict=True):
-            shared = min(chosen, rejected) or max(chosen, rejected)  # a response without a partner stays whole
+        rows = zip(sides, self.shared_lengths(batch).tolist(), batch.index.tolist(), strict=True)
+        for lengths, shared, index in rows:
             draw = np.random.default_rng((self.seed, step, index))
-            for length in (chosen, rejected):
-                part = torch.ones(length)
+            for length in lengths:
+                part = torch.ones(length, dtype=torch.float32)
                 if length > shared:
                     part[torch.from_numpy(draw.permutation(length)[shared:])] = 0
                 parts.append(part)

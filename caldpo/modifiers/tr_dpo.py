@@ -26,6 +26,7 @@ class TRDPO(ReferenceUpdate):
     """Moves the reference towards the policy."""
 
     name = "tr_dpo"
+    takes_unpaired = True
 
     @validated
     def __init__(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from caldpo.config.signatures import validated
 from caldpo.losses.base import PreferenceLoss
+from caldpo.losses.terms import where_present
 from caldpo.modifiers.modifier_base import Losses, PairWeight
 from caldpo.types import PairLogps, StepStatistics
 
@@ -31,6 +32,7 @@ class WPO(PairWeight):
     """Weighs pairs by how likely the policy is to produce them."""
 
     name = "wpo"
+    takes_unpaired = True
 
     @validated
     def __init__(self, alignment: Literal["none", "greedy", "sampled"] = "none") -> None:
@@ -59,8 +61,6 @@ class WPO(PairWeight):
 @torch.no_grad()
 def _weight(logps: PairLogps, chosen: Tensor, rejected: Tensor) -> Tensor:
     """``exp`` of the sums' means per token, at most 1; a response that a row does not have counts 1."""
-    means = (
-        torch.where(tokens > 0, summed / tokens, 0)
-        for summed, tokens in ((chosen, logps.chosen_tokens), (rejected, logps.rejected_tokens))
-    )
-    return sum(means, torch.zeros_like(chosen)).exp().clamp(max=1)
+    of_chosen = where_present(logps.chosen_present, chosen / logps.chosen_tokens)
+    of_rejected = where_present(logps.rejected_present, rejected / logps.rejected_tokens)
+    return (of_chosen + of_rejected).exp().clamp(max=1)

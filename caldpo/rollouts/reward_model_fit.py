@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caldpo.data.datamodule import PairDataModule
+from caldpo.errors import CaldpoError
 from caldpo.losses.terms import logistic
 from caldpo.models.model_forward import evaluating
 from caldpo.optim.optimizer_base import OptimizerChoice
@@ -59,6 +60,28 @@ def rewards_of(
             for side, values in zip(sides, model(batch.to(device)), strict=True):
                 side.append(values.double().cpu())
     return torch.cat(sides[0]), torch.cat(sides[1])
+
+
+def require_rewards(rewards: Tensor, *, spread: bool = False) -> None:
+    """Refuse a reward model that has diverged, or, where rewards are divided by their ``spread``, one without any.
+
+    Raises:
+        CaldpoError: with the keys of its training.
+    """
+    if not rewards.isfinite().all():
+        raise CaldpoError(
+            "the fitted reward model gives rewards that are non-finite (NaN or infinite)",
+            key="rollouts",
+            value="reward_model",
+            remedy="lower rollouts.lr (null takes optim.lr), or set trainer.gradient_clip_val",
+        )
+    if spread and not (len(rewards) > 1 and rewards.std() > 0):
+        raise CaldpoError(
+            "divides by the standard deviation of the reward model's rewards, and all training responses have the same",
+            key="rollouts.standardize",
+            value="true",
+            remedy="raise rollouts.steps or rollouts.lr, or set rollouts.standardize=false",
+        )
 
 
 def accuracy(chosen: Tensor, rejected: Tensor) -> float:

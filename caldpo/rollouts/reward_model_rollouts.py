@@ -24,7 +24,7 @@ from caldpo.logprobs import LogprobEngine
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.models.model_forward import evaluating
 from caldpo.rollouts.reward_model import LogRatioReward, ScalarHeadReward
-from caldpo.rollouts.reward_model_fit import accuracy, fit_reward_model, rewards_of
+from caldpo.rollouts.reward_model_fit import accuracy, fit_reward_model, require_rewards, rewards_of
 from caldpo.rollouts.rollout_base import RolloutContext
 from caldpo.rollouts.sampled_pairs import SampledPairs
 from caldpo.utils.atomic_io import atomic_folder
@@ -130,9 +130,11 @@ class FittedReward(SampledPairs):
         fit_reward_model(self._model, optim, trainer, context.data)
         self._model.to(device)
         held_out = rewards_of(self._model, context.data, "test", trainer, device)
+        require_rewards(torch.cat(held_out))
         facts = {"kind": self.kind, "steps": self.steps, "accuracy": accuracy(*held_out), "mean": 0.0, "scale": 1.0}
         if self.standardize:
             rewards = torch.cat(rewards_of(self._model, context.data, "train", trainer, device))
+            require_rewards(rewards, spread=True)
             facts |= {"mean": rewards.mean().item(), "scale": rewards.std().item()}
         return facts
 

@@ -187,6 +187,14 @@ def test_a_loss_that_compares_refuses_them_by_name(tmp_path: Path) -> None:
         module(tmp_path, pairs(), takes_unpaired=False, unpair=True)
 
 
+def test_a_loss_that_takes_them_is_not_offered_in_its_own_place(tmp_path: Path) -> None:
+    """With a modifier or rollouts that need pairs the loss is not what to change."""
+    made = PairDataModule(**settings(source=Rows(train=unpaired("bc", "+-"), test=pairs(TEST))))
+    with refused(key="loss", value="apo_zero", remedy=("rollouts", "modifier=[]")) as refusal:
+        made.prepare_pairs(word_tokenizer(), tmp_path, False, "apo_zero", takes_unpaired=False)
+    assert "loss=" not in (getattr(refusal.value, "remedy", None) or "")
+
+
 def test_losses_are_found_by_what_they_declare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from caldpo.losses import declared
 

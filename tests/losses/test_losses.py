@@ -512,13 +512,6 @@ def test_rebel_is_solved_by_the_rewards_and_does_not_know_which_is_chosen() -> N
     torch.testing.assert_close(torch.stack([here, there]), torch.stack([chosen, rejected]))
 
 
-def test_rebel_refuses_data_without_scores() -> None:
-    logps = to_logps(PAIRS)
-    without = PairLogps(*(getattr(logps, n) for n in PairLogps.__dataclass_fields__ if not n.startswith("score_")))
-    with refused(key="loss", value="rebel", remedy="score_chosen"):
-        load("rebel")(without)
-
-
 @pytest.mark.parametrize("name", ["cal_dpo", "cal_ipo", "cal_slic"])
 class TestScoreTargets:
     def test_scores_one_apart_are_the_paper_targets(self, name: str) -> None:

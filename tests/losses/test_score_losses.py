@@ -1,4 +1,4 @@
-"""ODPO and QRPO, which read the pairs' scores."""
+"""ODPO, QRPO and REBEL, which read the pairs' scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def scored(chosen: float, rejected: float) -> list[Pair]:
     return [Pair(p.pw, p.pl, p.rw, p.rl, p.nw, p.nl, chosen, rejected) for p in PAIRS]
 
 
-@pytest.mark.parametrize("name", ["odpo", "qrpo"])
+@pytest.mark.parametrize("name", ["odpo", "qrpo", "rebel"])
 def test_says_that_it_needs_scores(name: str) -> None:
     loss, logps = load(name), to_logps(PAIRS)
     assert loss.needs_scores

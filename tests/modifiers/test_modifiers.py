@@ -207,6 +207,13 @@ def test_gap_filter_keeps_its_share_of_the_step() -> None:
     )
 
 
+def test_gap_filter_keeps_a_whole_share_whatever_the_rounding() -> None:
+    """``10 (1 - 0.8)`` is just below 2 in floating point, and 20 (1 - 0.9) as well."""
+    for count, share in ((10, 0.8), (20, 0.9), (10, 0.3), (3, 0.9)):
+        weight = observe(make("dpo", gap_filter={"share": share}), (MILD * 4)[:count]).per_pair["kept"]
+        assert (weight > 0).sum().item() == max(1, count * round(10 - 10 * share) // 10), (count, share)
+
+
 def test_gap_filter_leaves_out_outliers_and_draws_anew() -> None:
     pairs = [*MILD * 4, Pair(-300.0, -3.0, -3.0, -3.0, 4, 4, 0, 0)]
     loss, sets = make("dpo", gap_filter={"share": 0.3}), []
@@ -294,6 +301,7 @@ def test_needs_are_those_of_the_loss_and_of_its_modifiers() -> None:
     assert (scored.needs_reference, scored.needs_scores) == (True, True)
     assert make("dpo", dr_dpo={}).depends_on_batch
     assert make("dpo", sampo={}).weighs_tokens
+    assert make("qrpo", nll={}).score_range == (0.0, 1.0)
     assert make("dpo", tr_dpo={"mode": "replace"}).reference_move.share == 1
     assert make("dpo", wpo={}).implicit_reward_beta == BETA
     assert make("dpo", wpo={}).unmodified.formula == load("dpo").formula
@@ -351,8 +359,8 @@ def test_each_modifier_works_with_dpo(name: str) -> None:
 
 
 def test_beta_dpo_is_for_losses_whose_beta_multiplies_the_log_ratios() -> None:
-    """IPO's beta is a target, that of the calibrated losses too; SLiC has none."""
-    for name in ("ipo", "cal_dpo", "slic", "f_dpo"):
+    """IPO's beta is a target, that of the calibrated losses too; QRPO's is in its log Z; SLiC has none."""
+    for name in ("ipo", "cal_dpo", "slic", "f_dpo", "qrpo"):
         with refused(key="modifier", value="adaptive_beta"):
             make(name, adaptive_beta={})
     make(load("f_dpo", divergence="reverse_kl"), adaptive_beta={})

@@ -90,6 +90,28 @@ def test_lengths_are_sums_of_weights() -> None:
     assert [lengths.tolist() for lengths in batch().lengths()] == [[c for c, _ in LENGTHS], [r for _, r in LENGTHS]]
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("name", "keys"), [("ld_dpo", {"alpha": 0.3}), ("sampo", {})])
+def test_weights_and_lengths_are_exact_in_a_run_of_another_dtype(
+    name: str, keys: dict[str, Any], default: torch.dtype
+) -> None:
+    """Lightning's ``bf16-true`` and ``64-true`` change the default dtype of a training step."""
+    of = batch()
+    wanted = modifier(name, **keys).weights(of, 1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = of.with_token_weights(modifier(name, **keys).weights(of, 1))
+        lengths = found.lengths()
+    finally:
+        torch.set_default_dtype(before)
+    assert found.token_weights is not None
+    assert torch.equal(found.token_weights, wanted)
+    assert found.token_weights.dtype == torch.float32
+    for one, other in zip(lengths, of.with_token_weights(wanted).lengths(), strict=True):
+        assert torch.equal(one, other)
+
+
 def naive(model: Any, weights: Tensor, of: PairBatch) -> Tensor:
     """Weighed sums from the model's own logits, one response at a time."""
     sums = []

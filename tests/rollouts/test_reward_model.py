@@ -15,7 +15,7 @@ from caldpo.losses.dpo import DPO
 from caldpo.optim import AdamW, Schedule
 from caldpo.reference.frozen_model import FrozenReference
 from caldpo.rollouts.reward_model import LogRatioReward, ScalarHeadReward, last_places
-from caldpo.rollouts.reward_model_fit import RewardModelFit, accuracy
+from caldpo.rollouts.reward_model_fit import RewardModelFit, accuracy, require_rewards
 from caldpo.rollouts.reward_model_rollouts import FittedReward
 from caldpo.types import PairBatch, PairLogps
 from tests.helpers.messages import refused
@@ -97,6 +97,13 @@ def test_a_fit_finds_what_is_preferred(kind: Any) -> None:
 
 def test_accuracy_counts_ties_half() -> None:
     assert accuracy(torch.tensor([1.0, 0.0, 2.0, -1.0]), torch.tensor([0.0, 0.0, 3.0, -2.0])) == 0.625
+
+
+def test_a_reward_model_that_diverged_is_refused() -> None:
+    """Its samples would be paired in the order they were drawn."""
+    with refused(key="rollouts", remedy="rollouts.lr"):
+        require_rewards(torch.tensor([1.0, float("nan")]))
+    require_rewards(torch.tensor([1.0, 1.0]))
 
 
 def test_a_beta_belongs_to_log_ratios() -> None:

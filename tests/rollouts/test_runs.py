@@ -81,6 +81,15 @@ def test_standardised_rewards(tmp_path: Path) -> None:
     assert rows["standard"] == pytest.approx((rows["plain"] - facts["mean"]) / facts["scale"], rel=1e-4, abs=1e-5)
 
 
+def test_rewards_that_are_all_the_same_have_no_standard_deviation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("rollouts.standardize=true", "rollouts.lr=1e-30", "trainer.max_steps=1", "hydra.run.dir=run")
+    with inside(tmp_path):
+        train(*TABLE, *MODEL, *keys, fails=1)
+    names(capsys.readouterr().err, "rollouts.standardize=true", "rollouts.steps", "rollouts.lr")
+
+
 @pytest.mark.slow
 def test_rloo_on_the_true_reward_finds_the_optimum(tmp_path: Path) -> None:
     """``E[r] - beta KL``, exact: what separates the reference from pi* is gained but for a hundredth."""
@@ -103,6 +112,7 @@ def test_rloo_on_the_true_reward_finds_the_optimum(tmp_path: Path) -> None:
         (("rollouts=true_reward", "trainer.devices=2", "trainer.strategy=ddp"), ("rollouts", "one device")),
         (("rollouts=true_reward", "data.streaming=true", "trainer.max_steps=2"), ("rollouts", "data.streaming")),
         (("rollouts=reward_model", "rollouts.kind=scalar_head", "rollouts.beta=1"), ("rollouts.beta=1", "leave it")),
+        (("rollouts=true_reward", "loss=apo_zero", "data.unpair=true"), ("data.unpair", "leave out rollouts")),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_weights_load(
