@@ -25,6 +25,11 @@ def conf_dir() -> Path:
     )
 
 
+def known_losses() -> list[str]:
+    """List the options of ``loss`` that the package has."""
+    return sorted(path.stem for path in (conf_dir() / "loss").glob("*.yaml"))
+
+
 def groups_of_defaults(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the groups of a defaults list: ``loss`` of ``- loss: dpo``."""
     for entry in config.get("defaults", ()):

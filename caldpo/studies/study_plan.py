@@ -9,12 +9,13 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from caldpo.config.conf_dir import known_losses
 from caldpo.config.preflight import composed
 from caldpo.data.raw_row import RewardSource
 from caldpo.errors import CaldpoError
 from caldpo.losses.search_space import Range, SearchSpace
 from caldpo.run_settings import SETTINGS, find_config_problems
-from caldpo.studies.study_settings import FRESH, StudySettings, known_losses
+from caldpo.studies.study_settings import FRESH, StudySettings
 from caldpo.studies.trial_points import Point, as_overrides, proposed_point, quasi_random_points
 from caldpo.utils.digests import json_digest
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.bounds import NonNegativeInt, Positive, PositiveInt
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import known_losses
 from caldpo.config.did_you_mean import suggest
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem
@@ -71,11 +71,6 @@ class StudySettings:
             values = getattr(self, key)
             fixed |= {f"{key}.{name}": values.get(name, []) for name in names}  # a loss may have none
         return fixed
-
-
-def known_losses() -> list[str]:
-    """List the options of ``conf/loss``."""
-    return sorted(path.stem for path in (conf_dir() / "loss").glob("*.yaml"))
 
 
 def find_study_problems(cfg: DictConfig) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from caldpo.config.bounds import Positive, PositiveInt
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import known_losses
 from caldpo.config.did_you_mean import suggest
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
@@ -34,7 +34,7 @@ def chosen_losses(settings: PropertiesSettings) -> list[str]:
     Raises:
         CaldpoError: there is no such loss.
     """
-    known = sorted(file.stem for file in (conf_dir() / "loss").glob("*.yaml"))
+    known = known_losses()
     if settings.losses == "all":
         return known
     for name in settings.losses:
