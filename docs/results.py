@@ -1,7 +1,8 @@
 """Write README's table of results from the tables of a study: ``python docs/results.py [FOLDER]``.
 
-The table stands between the two markers below. What the seeds do not show, it does not say: a row is called above or
-below DPO only where the study's corrected test does.
+The table stands between the two markers below: the losses that most readers know, the highest three, and the rows beside
+the losses; all others are in the study's page. What the seeds do not show, it does not say: a row is called above or below
+DPO only where the study's corrected test does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ FOLDER = Path(__file__).parent / "study"
 BEGIN = "<!-- results: python docs/results.py -->"
 END = "<!-- end of results -->"
 CHOICE = "practitioner"
+NAMED = ("dpo", "f_dpo", "ipo", "slic", "cpo", "sft", "cal_dpo", "sppo", "simpo", "orpo", "kto")
+HIGHEST = 3  # losses of the highest true reward that are shown, whatever their names
 Row = Mapping[str, str]
 
 
@@ -52,21 +55,26 @@ def of_condition(condition: str, means: Sequence[Row], differences: Sequence[Row
     }
     head = ["row", "true reward (95 % interval)", "to DPO", "win rate", "KL (nats)", "chosen log-ratio (nats)"]
     lines = [head, [":--", *["--:"] * (len(head) - 1)]]
-    for row in rows:
+    highest = [row["row"] for row in rows if row["kind"] == "loss"][:HIGHEST]
+    shown = [row for row in rows if row["kind"] != "loss" or row["row"] in (*NAMED, *highest)]
+    for row in shown:
         reward = f"{number(row['reward'])} ({number(row['reward_low'])} to {number(row['reward_high'])})"
         measures = [number(row[key]) for key in ("win_rate", "kl", "chosen_log_ratio")]
         lines.append([f"`{row['row']}`", reward, verdict(to_dpo.get(row["row"])), *measures])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     seeds = max(int(row["seeds"]) for row in rows)
     different = [name for name, row in to_dpo.items() if row["significant"] == "True"]
-    shown = "nothing is compared with DPO."
+    said = "nothing is compared with DPO."
     if to_dpo:
         differ = f"{len(different)} of {len(to_dpo)} rows differ from DPO after Holm's correction"
-        shown = f"{differ}; the others are not told apart from it."
+        said = f"{differ}; the others are not told apart from it."
     fewer = [f"`{row['row']}` ({row['seeds']})" for row in rows if int(row["seeds"]) < seeds]
     if fewer:
-        shown += f" Only the seeds that did not diverge count, here fewer: {', '.join(fewer)}."
-    return f"{table}\n\n`{condition}`, {seeds} seeds: {shown}"
+        said += f" Only the seeds that did not diverge count, here fewer: {', '.join(fewer)}."
+    left_out = len(rows) - len(shown)
+    if left_out:
+        said += f" {left_out} more rows: [the study](docs/study/index.md#{condition})."
+    return f"{table}\n\n`{condition}`, {seeds} seeds: {said}"
 
 
 def verdict(difference: Row | None) -> str:

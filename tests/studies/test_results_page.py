@@ -17,6 +17,9 @@ dpo,loss,practitioner,5,0.5,0.4,0.6,0.8,2.0,-3.0
 dpo,loss,truth,5,9,9,9,9,9,9
 ipo,loss,practitioner,5,0.9,0.8,1.0,0.9,1.0,0.5
 cpo,loss,practitioner,3,0.6,0.4,0.8,0.85,,1.5
+exo,loss,practitioner,5,0.3,0.2,0.4,0.7,3.0,-4.0
+nca,loss,practitioner,5,0.95,0.9,1.0,0.9,1.2,0.1
+reference,beside,practitioner,5,-0.4,-0.5,-0.3,0.5,0.0,0.0
 """
 DIFFERENCES = """condition,choice,row,measure,difference,significant
 reviews,practitioner,ipo,reward,0.4,True
@@ -52,11 +55,12 @@ def test_the_table_stands_between_the_markers_and_is_replaced(study: Path, scrip
     assert script["main"]([str(study)], readme) == 0
     assert readme.read_text() == once
     rows = [line for line in once.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == ["ipo", "cpo", "dpo"], "by true reward, of the practitioner's choice"
-    assert "**+0.40**" in rows[0]
-    assert "(+0.10)" in rows[1], "what is not significant is not called a difference"
-    assert "0.50 (0.40 to 0.60)" in rows[2]
-    names(once, "1 of 2 rows", "`cpo` (3)")
+    shown = ["nca", "ipo", "cpo", "dpo", "reference"]
+    assert [row.split("`")[1] for row in rows] == shown, "the named, the highest and those beside, by true reward"
+    assert "**+0.40**" in rows[1]
+    assert "(+0.10)" in rows[2], "what is not significant is not called a difference"
+    assert "0.50 (0.40 to 0.60)" in rows[3]
+    names(once, "1 of 2 rows", "`cpo` (3)", "1 more rows")
 
 
 def test_without_dpo_nothing_is_said_of_it(study: Path, script: dict[str, Any]) -> None:
