@@ -1,7 +1,7 @@
 """Set the study beside published comparisons: ``python docs/published.py`` writes study/published_beside.csv.
 
-Prints, for each published setting and each condition of the study, Spearman's rank correlation over the losses that both
-have, and in how many the sign of the difference to DPO is the same.
+Prints, for each published setting and each condition of the study, Spearman's rank correlation over the losses that
+both have, and in how many the sign of the difference to DPO is the same.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Write README's table of results from the tables of a study: ``python docs/results.py [FOLDER]``.
 
-The table stands between the two markers below: the losses that most readers know, the highest three, and the rows beside
-the losses; all others are in the study's page. What the seeds do not show, it does not say: a row is called above or below
-DPO only where the study's corrected test does.
+The table stands between the two markers below: the losses that most readers know, the highest three, and the rows
+beside the losses; all others are in the study's page. What the seeds do not show, it does not say: a row is called
+above or below DPO only where the study's corrected test does.
 """
 
 from __future__ import annotations
