@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from caldpo.report.plot_style import colour_of, drawing, linear_limit, set_symmetric_log
+from caldpo.report.plot_style import colour_of, drawing
 from caldpo.studies.setting_choice import CHOICES
 from caldpo.studies.study_statistics import Ranking, cliques
 
@@ -35,21 +37,22 @@ def rewards(means: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def reward_against_kl(means: pd.DataFrame, choice: str, matched_kl: float, title: str) -> Figure:
-    """Draw what the reward of each row costs in KL to the reference."""
+def reward_against_kl(means: pd.DataFrame, paths: pd.DataFrame, choice: str, matched_kl: float, title: str) -> Figure:
+    """Draw what the reward of each row costs in KL to the reference: its path over evaluations, and where it ends."""
     table = means[(means["choice"] == choice) & means["kl"].notna()]
     with drawing():
         figure = Figure(figsize=(7.0, 5.0), layout="constrained")
         axes = figure.subplots()
         axes.axvline(matched_kl, color="#bbbbbb", linestyle=":", linewidth=1.0)
         for _, cells in table.iterrows():
+            path = paths[(paths["row"] == cells["row"]) & (paths["choice"] == choice)]
+            axes.plot(path["kl"], path["reward"], color=colour_of(cells["row"]), linewidth=0.8, alpha=0.6)
             axes.scatter([cells["kl"]], [cells["reward"]], color=colour_of(cells["row"]), s=26)
             axes.annotate(
                 cells["row"], (cells["kl"], cells["reward"]), xytext=(4, 3), textcoords="offset points", fontsize=7
             )
-        if (limit := linear_limit([abs(value) for value in table["kl"]])) is not None:
-            set_symmetric_log(axes, limit, across=True)
-        axes.set_xlabel("KL(policy || reference), nats per response")
+        axes.set_xscale("function", functions=(_root, _square))
+        axes.set_xlabel("KL(policy || reference), nats per response, square-root axis")
         axes.set_ylabel("true reward of samples")
         figure.suptitle(title)
     return figure
@@ -76,3 +79,11 @@ def critical_differences(ranks: Ranking, title: str) -> Figure:
         )
         figure.suptitle(title)
     return figure
+
+
+def _root(kl: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(kl) * np.sqrt(np.abs(kl))  # estimates of KL may be below 0
+
+
+def _square(root: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(root) * root**2

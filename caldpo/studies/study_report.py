@@ -18,6 +18,7 @@ from caldpo.report.table_cells import markdown_table
 from caldpo.studies.measure_definitions import MEASURES
 from caldpo.studies.setting_choice import CHOICES, PRACTITIONER
 from caldpo.studies.study_figures import critical_differences, reward_against_kl, rewards
+from caldpo.studies.study_frontiers import frontiers
 from caldpo.studies.study_results import LEVEL, TESTED, StudyResults
 from caldpo.studies.study_settings import BASELINE
 from caldpo.studies.study_statistics import Ranking
@@ -36,7 +37,8 @@ def write_report(results: StudyResults, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     means = {condition: results.means(condition) for condition in results.conditions}
     tables = {"trials": results.trials, "runs": results.runs, "differences": results.differences}
-    tables |= {"choice_effects": results.choice_effects, "ranks": _ranks(results)}
+    paths = frontiers(results)
+    tables |= {"choice_effects": results.choice_effects, "ranks": _ranks(results), "frontiers": paths}
     for name, table in {**tables, **means}.items():
         with atomic_text(folder / f"{name}.csv") as file:
             file.write(table.round(_DIGITS).to_csv(index=False, lineterminator="\n"))
@@ -44,7 +46,11 @@ def write_report(results: StudyResults, folder: Path) -> None:
         save(rewards(table, f"True reward: {condition}"), folder / f"rewards_{condition}.svg", dpi=100)
         for choice in CHOICES:
             figure = reward_against_kl(
-                table, choice, results.settings.matched_kl, f"True reward against KL: {condition}, chosen by {choice}"
+                table,
+                paths[paths["condition"] == condition],
+                choice,
+                results.settings.matched_kl,
+                f"True reward against KL: {condition}, chosen by {choice}",
             )
             save(figure, folder / f"reward_kl_{condition}_{choice}.svg", dpi=100)
     for choice in CHOICES:

@@ -22,7 +22,7 @@ BASELINE = "dpo"  # what every other row is compared with
 FRESH = 1001  # the first fresh seed; no trial has one of them
 # what may differ between commands that share an output folder: which runs are asked for, and what is made of them
 ASKED = {"losses", "conditions", "beside"}
-FREE = ASKED | {"resamples", "output", "report", "workers", "keep_runs", "dry_run", "run_seconds"}
+FREE = ASKED | {"matched_kl", "resamples", "output", "report", "workers", "keep_runs", "dry_run", "run_seconds"}
 NAMED = ("condition_overrides", "loss_overrides", "beside_overrides")  # of which only those that are used have to agree
 
 

@@ -154,13 +154,17 @@ def detectable_difference(sd: float, seeds: int, alpha: float = 0.05, power: flo
 def reward_at_kl(frontier: Sequence[Mapping[str, float | None]], kl: float) -> float:
     """Interpolate the true reward of a run at ``kl`` nats, where its path first reaches it; NaN where it never does.
 
+    Linear in the square root of KL, in which reward is nearly so near the reference (Gao et al. 2022, arXiv 2210.10760,
+    section 2.1). A line in KL would put a run whose first evaluation is far out below one that moves in small steps.
+
     Args:
         frontier: points of the path from the reference (KL 0) on, each with ``kl`` and ``reward``; None: not finite.
     """
     path = np.array([[point["kl"], point["reward"]] for point in frontier], dtype=np.float64)  # None: NaN
     for (kl_before, before), (kl_after, after) in itertools.pairwise(path):
         if kl_before < kl <= kl_after:
-            return float(before + (kl - kl_before) / (kl_after - kl_before) * (after - before))
+            start, end = (math.sqrt(max(value, 0.0)) for value in (kl_before, kl_after))  # estimates may be below 0
+            return float(before + (math.sqrt(kl) - start) / (end - start) * (after - before))
     return float("nan")
 
 

@@ -131,9 +131,22 @@ def test_power_needs_spread_and_seeds() -> None:
 def test_reward_is_interpolated_where_the_path_first_reaches_the_kl() -> None:
     path = [{"kl": 0.0, "reward": 0.0}, {"kl": 4.0, "reward": 2.0}, {"kl": 1.0, "reward": 9.0}]
     path.append({"kl": 3.0, "reward": 7.0})
-    assert reward_at_kl(path, 2.0) == 1.0  # not the 8.0 of the second time
+    assert reward_at_kl(path, 1.0) == 1.0  # not the 9.0 of the second time
     assert reward_at_kl(path, 4.0) == 2.0
     assert math.isnan(reward_at_kl(path, 4.5))
     assert math.isnan(reward_at_kl([], 1.0))
+    below = [{"kl": -0.01, "reward": 0.0}, {"kl": 4.0, "reward": 2.0}]
+    assert reward_at_kl(below, 1.0) == 1.0
+
+
+def test_one_tradeoff_gives_one_reward_at_a_kl_whatever_the_steps_along_it() -> None:
+    def path(*kls: float) -> list[dict[str, float]]:
+        return [{"kl": kl, "reward": 0.7 * math.sqrt(kl)} for kl in kls]
+
+    assert reward_at_kl(path(0.0, 9.0), 2.0) == pytest.approx(reward_at_kl(path(0.0, 0.5, 1.9, 2.1), 2.0))
+
+
+def test_a_broken_path_has_no_reward_at_a_kl() -> None:
+    path = [{"kl": 0.0, "reward": 0.0}]
     broken = [path[0], {"kl": None, "reward": 1.0}, {"kl": 4.0, "reward": 2.0}]
     assert math.isnan(reward_at_kl(broken, 2.0))
