@@ -53,13 +53,21 @@ def of_condition(condition: str, means: Sequence[Row], differences: Sequence[Row
         for row in differences
         if (row["condition"], row["choice"], row["measure"]) == (condition, CHOICE, "reward")
     }
-    head = ["row", "true reward (95 % interval)", "to DPO", "win rate", "KL (nats)", "chosen log-ratio (nats)"]
+    head = [
+        "row",
+        "true reward (95 % interval)",
+        "to DPO",
+        "at matched KL",
+        "win rate",
+        "KL (nats)",
+        "chosen log-ratio",
+    ]
     lines = [head, [":--", *["--:"] * (len(head) - 1)]]
     highest = [row["row"] for row in rows if row["kind"] == "loss"][:HIGHEST]
     shown = [row for row in rows if row["kind"] != "loss" or row["row"] in (*NAMED, *highest)]
     for row in shown:
         reward = f"{number(row['reward'])} ({number(row['reward_low'])} to {number(row['reward_high'])})"
-        measures = [number(row[key]) for key in ("win_rate", "kl", "chosen_log_ratio")]
+        measures = [number(row[key]) for key in ("reward_at_kl", "win_rate", "kl", "chosen_log_ratio")]
         lines.append([f"`{row['row']}`", reward, verdict(to_dpo.get(row["row"])), *measures])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     seeds = max(int(row["seeds"]) for row in rows)

@@ -12,14 +12,14 @@ from tests.helpers.messages import names
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "results.py"
 
-MEANS = """row,kind,choice,seeds,reward,reward_low,reward_high,win_rate,kl,chosen_log_ratio
-dpo,loss,practitioner,5,0.5,0.4,0.6,0.8,2.0,-3.0
-dpo,loss,truth,5,9,9,9,9,9,9
-ipo,loss,practitioner,5,0.9,0.8,1.0,0.9,1.0,0.5
-cpo,loss,practitioner,3,0.6,0.4,0.8,0.85,,1.5
-exo,loss,practitioner,5,0.3,0.2,0.4,0.7,3.0,-4.0
-nca,loss,practitioner,5,0.95,0.9,1.0,0.9,1.2,0.1
-reference,beside,practitioner,5,-0.4,-0.5,-0.3,0.5,0.0,0.0
+MEANS = """row,kind,choice,seeds,reward,reward_low,reward_high,reward_at_kl,win_rate,kl,chosen_log_ratio
+dpo,loss,practitioner,5,0.5,0.4,0.6,0.2,0.8,2.0,-3.0
+dpo,loss,truth,5,9,9,9,0.2,9,9,9
+ipo,loss,practitioner,5,0.9,0.8,1.0,0.2,0.9,1.0,0.5
+cpo,loss,practitioner,3,0.6,0.4,0.8,0.2,0.85,,1.5
+exo,loss,practitioner,5,0.3,0.2,0.4,0.2,0.7,3.0,-4.0
+nca,loss,practitioner,5,0.95,0.9,1.0,0.2,0.9,1.2,0.1
+reference,beside,practitioner,5,-0.4,-0.5,-0.3,0.2,0.5,0.0,0.0
 """
 DIFFERENCES = """condition,choice,row,measure,difference,significant
 reviews,practitioner,ipo,reward,0.4,True
