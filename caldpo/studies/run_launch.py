@@ -70,7 +70,8 @@ class RunLauncher:
                     task_function=functools.partial(run_and_record, self.keep_runs),
                     config=cfg,
                 )
-                launcher.launch([[*run.overrides, f"hydra.sweep.subdir={run.digest}"] for run in runs], 0)
+                # quoted: a digest such as 12e4 is read as a number
+                launcher.launch([[*run.overrides, f"hydra.sweep.subdir={quoted(run.digest)}"] for run in runs], 0)
         finally:
             Singleton.set_state(before)
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from caldpo.api import compose
 from caldpo.config.conf_dir import conf_dir
 from caldpo.study import main
+from caldpo.utils.digests import json_digest
 from tests.helpers.command import call
 from tests.helpers.forked import start
 from tests.helpers.messages import names
@@ -246,6 +247,19 @@ def test_runs_that_fail_are_named_and_tried_again(
     names(capsys.readouterr().err, "nowhere", "2 of 2")
     assert not records(tmp_path)
     assert len(list((tmp_path / "study" / "failures").iterdir())) == 2
+
+
+def test_a_digest_that_reads_as_a_number_names_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = json_digest
+
+    def numeric(value: Any) -> str:
+        return f"8612e7{int(made(value), 16) % 10**10:010d}"  # "inf" as a number
+
+    monkeypatch.setattr("caldpo.studies.study_plan.json_digest", numeric)
+    study("losses=[dpo]", "beside=[]", "trials=1", "seeds=1")
+    assert len(records(tmp_path)) == 2
+    assert all(name.startswith("8612e7") for name in records(tmp_path))
 
 
 def test_values_that_are_not_finite_are_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
