@@ -56,18 +56,19 @@ def evaluate(
     Raises:
         CaldpoError: something that can be mended; of several runs, that some could not be evaluated.
     """
-    cache = Path(CACHE)
+    cache, own = Path(CACHE), config_dirs(config_dir)
     chosen = _policy_settings(policy, tokenizer, cache)
     if pairs is not None:
-        chosen |= _held_out_settings(pairs, chosen.get("run"), cache)
+        chosen |= _held_out_settings(pairs, chosen.get("run"), cache, own)
     if reference is not None:
-        is_name = isinstance(reference, str | Path)
-        chosen["reference.path"] = reference if is_name else model_folder(reference, tokenizer, cache, "reference")
+        if not isinstance(reference, str | Path):
+            reference = model_folder(reference, tokenizer, cache, "reference")
+        chosen["reference.path"] = str(reference)
     if suites is not None:
         chosen["suite"] = [suites] if isinstance(suites, str) else list(suites)
     texts = [override(key, value) for key, value in {**chosen, **plain_settings(settings)}.items()]
     texts = with_default_suites(texts, False, None if config_dir is None else str(config_dir))
-    cfg = composed("evaluate", texts, _SETTINGS, check_evaluation, extra=config_dirs(config_dir))
+    cfg = composed("evaluate", texts, _SETTINGS, check_evaluation, extra=own)
 
     from caldpo.evaluation.evaluation_run import evaluate as evaluate_policies
     from caldpo.report.comparison import compare_runs
@@ -99,9 +100,9 @@ def _policy_settings(policy: Model | Run, tokenizer: Tokenizer | None, cache: Pa
     return settings
 
 
-def _held_out_settings(pairs: Pairs, run: str | None, cache: Path) -> dict[str, Any]:
+def _held_out_settings(pairs: Pairs, run: str | None, cache: Path, own: Sequence[Path]) -> dict[str, Any]:
     """Read pairs of one's own as the held-out ones, cut as the run cut its own."""
-    settings = pair_settings(pairs, None, cache)
+    settings = pair_settings(pairs, None, cache, own)
     if settings["data"] == "local":  # the training split is read as well, and what is measured is the other
         file = settings.get("data.train") or as_files(pairs, cache, "pairs")
         settings |= {"data.train": file, "data.test": file, "data.on_shared_prompts": "keep"}

@@ -67,7 +67,8 @@ def fit(
     """
     cache = Path(CACHE)
     given = plain_settings(settings)
-    chosen = {**model_settings(model, tokenizer, cache), **pair_settings(pairs, test_pairs, cache)}
+    own = config_dirs(config_dir)
+    chosen = {**model_settings(model, tokenizer, cache, own), **pair_settings(pairs, test_pairs, cache, own)}
     with loss_option(loss) as (name, folders):
         chosen |= {"loss": name, "seed": seed, **_QUIET}
         chosen |= {} if lr is None else {"optim.lr": lr}
@@ -75,5 +76,5 @@ def fit(
         chosen |= {} if folder is None else {"hydra.run.dir": str(Path(folder).expanduser().absolute())}
         overrides = [override(key, value) for key, value in {**chosen, **given}.items()]
         expanded = with_run_overrides(overrides)
-        cfg = composed("train", expanded, SETTINGS, find_config_problems, extra=[*config_dirs(config_dir), *folders])
+        cfg = composed("train", expanded, SETTINGS, find_config_problems, extra=[*own, *folders])
     return train(cfg)

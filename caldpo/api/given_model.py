@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from caldpo.api.trained_run import Run
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import is_option
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ Tokenizer: TypeAlias = "str | Path | PreTrainedTokenizerBase"
 """A folder, an id of the hub, or a tokenizer in memory."""
 
 
-def model_settings(model: Model, tokenizer: Tokenizer | None, cache: Path) -> dict[str, Any]:
+def model_settings(model: Model, tokenizer: Tokenizer | None, cache: Path, own: Sequence[Path] = ()) -> dict[str, Any]:
     """Return the settings that train this model.
 
-    A name is that of a folder; else of an option of ``conf/model``, with the settings of that option; else of a model
-    of the hub. All but an option have the settings of ``model=hf``.
+    A name is that of a folder; else of an option of ``conf/model``, or of ``model`` in ``own`` folders of yamls, with
+    the settings of that option; else of a model of the hub. All but an option have the settings of ``model=hf``.
 
     Raises:
         CaldpoError: it is of no known kind, or in memory without a tokenizer.
@@ -31,8 +32,8 @@ def model_settings(model: Model, tokenizer: Tokenizer | None, cache: Path) -> di
     settings: dict[str, Any] = {"model": "hf"}
     if isinstance(model, str | Path):
         name = str(model)
-        is_option = (conf_dir() / "model" / f"{name}.yaml").is_file() and name not in ("base", "hf")
-        settings = {"model": name} if is_option and not Path(name).exists() else {**settings, "model.path": name}
+        chosen = name not in ("base", "hf") and not Path(name).exists() and is_option("model", name, own)
+        settings = {"model": name} if chosen else {**settings, "model.path": name}
         if tokenizer is not None:
             settings["model.tokenizer"] = tokenizer_name(tokenizer, cache)
         return settings
@@ -74,7 +75,7 @@ def model_folder(model: PreTrainedModel, tokenizer: Tokenizer | None, cache: Pat
         )
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(str(tokenizer), key="tokenizer")
-    generation = model.generation_config.to_dict() if model.can_generate() else {}  # type: ignore[union-attr]
+    generation = model.generation_config.to_dict() if model.can_generate() else {}
     facts = [weights_digest(model), model_configuration(model), generation, tokenizer_digest(tokenizer)]
 
     def write(folder: Path) -> None:
@@ -99,17 +100,17 @@ def read_model(
 
     given = load_tokenizer(str(tokenizer), key="tokenizer") if isinstance(tokenizer, str | Path) else tokenizer
     if isinstance(model, Run):
-        return model.policy, given or model.tokenizer
+        return model.policy, model.tokenizer if given is None else given
     if isinstance(model, str | Path):
         loaded = load_causal_lm(str(model), key=key, dtype="auto").eval()
-        return loaded, given or load_tokenizer(str(model), key=key)
+        return loaded, load_tokenizer(str(model), key=key) if given is None else given
     if not (isinstance(model, nn.Module) and hasattr(model, "config")):
         raise CaldpoError(
             f"is a {type(model).__name__}",
             key=key,
             remedy="give a caldpo.Run, a folder, the id of a model of the hub, or a model of transformers",
         )
-    return model, given  # type: ignore[return-value]  # a model of PEFT does as well
+    return model, given  # a model of PEFT does as well
 
 
 def tokenizer_name(tokenizer: Tokenizer, cache: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from caldpo.config.conf_dir import conf_dir
+from caldpo.config.conf_dir import is_option
 from caldpo.data.sources.file_checks import ENDINGS, ending
 from caldpo.errors import CaldpoError
 from caldpo.utils.file_names import expanded, is_there
@@ -30,10 +30,13 @@ _KINDS = (
 )
 
 
-def pair_settings(pairs: Pairs | None, test_pairs: Pairs | None, cache: Path) -> dict[str, Any]:
+def pair_settings(
+    pairs: Pairs | None, test_pairs: Pairs | None, cache: Path, own: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Return the settings that read these pairs; none where the model's own data is to be used.
 
-    A name is that of a file, folder or pattern; else of an option of ``conf/data``; else of a data set of the hub.
+    A name is that of a file, folder or pattern; else of an option of ``conf/data``, or of ``data`` in ``own`` folders
+    of yamls; else of a data set of the hub.
 
     Raises:
         CaldpoError: they are of no known kind, or hold what no file can.
@@ -45,7 +48,7 @@ def pair_settings(pairs: Pairs | None, test_pairs: Pairs | None, cache: Path) ->
     settings: dict[str, Any] = {"data": "local"}
     if isinstance(pairs, str | Path) and not is_there(expanded(str(pairs))):
         name = str(pairs)
-        if (conf_dir() / "data" / f"{name}.yaml").is_file() and name not in ("base", "local", "hub"):
+        if name not in ("base", "local", "hub") and is_option("data", name, own):
             settings = {"data": name}
         elif _is_hub_name(name):
             settings = {"data": "hub", "data.path": name}

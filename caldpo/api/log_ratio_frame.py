@@ -74,7 +74,7 @@ def log_ratios(
         other = policy.reference
     else:
         other, of_reference = read_model(reference, tokenizer, "reference")
-        known = known or of_reference
+        known = of_reference if known is None else known
     if known is None:
         raise CaldpoError("neither model brings one", key="tokenizer", remedy="give tokenizer=")
     check_vocabulary("the given one", other, model)

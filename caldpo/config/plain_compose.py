@@ -47,14 +47,17 @@ def with_hydra_section(cfg: DictConfig, command: str) -> DictConfig:
 def chosen_options(cfg: DictConfig, group: str) -> list[str]:
     """List the options of a group that a section may be made of: the project's yamls with its target."""
     target = OmegaConf.select(cfg, f"{group}._target_")
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    return [] if target is None else [file.stem for file in files if _target(file, group) == target]
+    folder = conf_dir() / group
+    base = _read(folder / "base.yaml", group)
+    options = [file for file in sorted(folder.glob("*.yaml")) if file.stem != "base"]
+    return [] if target is None else [f.stem for f in options if (base | _read(f, group)).get("_target_") == target]
 
 
-def _target(file: Path, group: str) -> Any:
-    content = read_yaml(file)
-    section = content.get(group, content) if isinstance(content, Mapping) else {}
-    return section.get("_target_") if isinstance(section, Mapping) else None
+def _read(file: Path, group: str) -> dict[str, Any]:
+    """Read the section of a group that a yaml sets; empty where there is no such file."""
+    content = read_yaml(file) if file.is_file() else {}
+    section = content.get(group, content)  # a file that sets several sections has the group's below its name
+    return dict(section) if isinstance(section, Mapping) else {}
 
 
 def _note_left_out(cfg: DictConfig, option: str, loss: str) -> None:
