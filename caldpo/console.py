@@ -96,8 +96,9 @@ def print_line(name: str, summary: Mapping[str, Any]) -> None:
     ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
     for alarm in summary["alarms"]:
-        values = ", ".join(f"{value:+.2f}" for value in alarm["log_ratios/chosen"])
-        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, the chosen log-ratio fell: {values} nats")
+        fallen = ", ".join(f"{value:+.2f}" for value in alarm.get("log_ratios/chosen", ()))
+        text = f"the chosen log-ratio fell: {fallen} nats" if fallen else alarm["text"]  # of another callback
+        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, {text}")
     if summary["skipped_steps"]:
         print(f"  {summary['skipped_steps']} optimiser steps were skipped: nonfinite_batches/ has the non-finite ones")
     if summary["upload"]:

@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
+import caldpo
 import caldpo.data.formats
 import caldpo.losses
 import caldpo.modifiers
@@ -270,7 +271,7 @@ def test_python_compiles(page: Path) -> None:
 
 def test_the_loss_of_the_python_page_computes(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = (block for block in blocks(ROOT / "docs/python_api.md", "python") if "PairLogps" in block)
-    exec(compile(block, "python_api.md", "exec"), {})
+    exec(compile(block, "python_api.md", "exec"), {"caldpo": caldpo})
     assert "calibration" in capsys.readouterr().out
 
 

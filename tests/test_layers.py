@@ -33,7 +33,7 @@ LAYERS = (
     ("console", "model_data_checks"),
     ("evaluation",),
     ("run_settings", "generation", "report"),
-    ("exporting", "estimation", "sweep_report"),
+    ("exporting", "estimation", "sweep_report", "in_process_run"),
     ("replay", "run_record", "theory"),
     ("training_run",),
     ("training_command",),

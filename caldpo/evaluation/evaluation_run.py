@@ -34,8 +34,11 @@ _NO_SUITES = ("model", "reference", "data")  # sections that build something els
 _TRACKERS = ("caldpo.loggers.NoTracker", "caldpo.loggers.WandB")
 
 
-def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
+def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> list[tuple[str, Path]]:
     """Evaluate the run, the sweep or the model of ``cfg`` by its suites; ``write_report`` compares a sweep's runs.
+
+    Returns:
+        The name of each policy with the file of each suite's results.
 
     Raises:
         CaldpoError: a suite or the only policy cannot be evaluated.
@@ -48,13 +51,15 @@ def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
     console = Console()
     transformers.utils.logging.disable_progress_bar()
     single = len(folders) == 1
-    failed = 0
+    failed, results = 0, list[tuple[str, Path]]()
     for number, folder in enumerate(folders, start=1):
-        print_policy(console, name_of(cfg, folder), number, len(folders))
+        name = name_of(cfg, folder)
+        print_policy(console, name, number, len(folders))
         try:
             policy = EvaluatedPolicy(read_target(cfg, folder), cache)
             with run_lock(policy.folder, EVALUATION):
-                _run_suites(policy, suites, settings, console, single=single)
+                files = _run_suites(policy, suites, settings, console, single=single)
+            results += [(name, file) for file in files]
         except Exception as error:  # the other runs of a sweep are evaluated all the same
             if single:
                 raise
@@ -67,6 +72,7 @@ def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
     print_end(console, len(folders), failed, report, cfg.run)
     if failed:
         raise SystemExit(1)
+    return results
 
 
 def build_suites(cfg: DictConfig) -> list[Suite]:
@@ -82,16 +88,17 @@ def build_suites(cfg: DictConfig) -> list[Suite]:
 
 def _run_suites(
     policy: EvaluatedPolicy, suites: list[Suite], settings: EvaluateSettings, console: Console, *, single: bool
-) -> None:
-    """Run the suites whose results are not up to date, after every check of all of them."""
+) -> list[Path]:
+    """Run the suites whose results are not up to date, after every check of all of them; return the results' files."""
     for suite in suites:
         if suite.needs_reference:
             policy.require_reference(suite.name)
         suite.check_policy(policy)
-    written = False
+    written, files = False, list[Path]()
     for suite in suites:
         name = suite.result_name
         file = policy.folder / f"{name}.json"
+        files.append(file)
         provenance = provenance_of(suite, policy)
         digest = digest_of(provenance)
         if not settings.overwrite and _digest_in(file) == digest:
@@ -120,6 +127,7 @@ def _run_suites(
     is_end_of_run = isinstance(settings.wanted, str) and policy.target.own_data and policy.cache.reference is None
     if written and is_end_of_run and (message := update_tracker(policy.target)):
         console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
+    return files
 
 
 def _digest_in(file: Path) -> str | None:

@@ -29,7 +29,7 @@ def compare_runs(
     output: str | None = None,
     band: Literal["range", "sd"] = "range",
     dpi: PositiveInt = 150,
-) -> None:
+) -> Path:
     """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
     Args:
@@ -37,6 +37,9 @@ def compare_runs(
         output: folder that all is written into; None takes ``sweep``, of several a new one below ``outputs``.
         band: what is drawn around a mean over seeds: ``range`` (lowest to highest) or ``sd`` (+-1).
         dpi: resolution of the .png files.
+
+    Returns:
+        The folder that all was written into.
 
     Raises:
         CaldpoError: a folder is missing or holds no runs, none of them finished, none logged held-out
@@ -65,6 +68,7 @@ def compare_runs(
         status.update("Drawing")
         written, failed = _write(place, folders, groups, finished, band, dpi)
     print_comparison(console, groups, written, failed)
+    return place
 
 
 def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
