@@ -59,6 +59,7 @@ class Run:
     evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # files by suite
     notes: tuple[str, ...] = ()  # what was wrong with its files without being fatal
     job: int | None = None  # number in its sweep
+    exported: bool = False  # read from a tracker's export, not from a run's folder
     reward_beta: float | None = None  # unit of ``rewards/*`` in curves and final: reward per nat of log-ratio
 
     @property

@@ -100,7 +100,7 @@ def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Col
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
         same = old == new or (key in RESOLVED and new == "auto")
-        if not same and key not in exempt and not _is_ignored(key):
+        if not same and key not in exempt and not is_ignored(key):
             yield f"{key} was {_as_text(old)}, is now {_as_text(new)}"
 
 
@@ -111,7 +111,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten the keys on which a run's numbers depend: all but :data:`IGNORED`, so that a new key is compared."""
-    return {key: value for key, value in flatten(config).items() if not _is_ignored(key)}
+    return {key: value for key, value in flatten(config).items() if not is_ignored(key)}
 
 
 def is_longer(began: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -166,7 +166,8 @@ def _length_changes(began: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
     yield from ((key, before.get(key), after.get(key)) for key in LENGTHS if before.get(key) != after.get(key))
 
 
-def _is_ignored(key: str) -> bool:
+def is_ignored(key: str) -> bool:
+    """Tell whether no number of a run depends on a key."""
     return any(key == ignored or (ignored.endswith(".") and f"{key}.".startswith(ignored)) for ignored in IGNORED)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 EXTENSIONS = "extensions"  # key of summary.json: a list of what asdict makes of these
 
@@ -42,3 +43,12 @@ class Extension:
             f" whose schedule {was}; it continues at {self.lr:.3g}, where a run of {self.planned:,} steps has it here,"
             f" and is not the run that had {self.planned:,} from its beginning"
         )
+
+
+def extension_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Describe the extensions that ``summary.json`` records; one that was not written by :class:`Extension` is none."""
+    for entry in summary.get(EXTENSIONS, ()):
+        try:
+            yield Extension(**entry).describe()
+        except (TypeError, ValueError):
+            yield "summary.json: an entry of extensions cannot be read"
