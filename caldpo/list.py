@@ -7,12 +7,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from caldpo.config.main import hydra_entry
-from caldpo.report.run_listing import list_runs
 
 
 @hydra_entry("list", positional="folder", settings="caldpo.report.run_listing.list_runs", records=False)
 def main(cfg: DictConfig) -> None:
     """List the runs of ``cfg.folder``."""
+    from caldpo.report.run_listing import list_runs  # for a good configuration
+
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     list_runs(**{key: value for key, value in settings.items() if key != "hydra"})
 

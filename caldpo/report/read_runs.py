@@ -13,8 +13,10 @@ from caldpo.config.run_lifecycle import (
     DIED,
     DIED_REASON,
     FINISHED,
+    INCOMPLETE,
     INTERRUPTED,
     RUNNING,
+    UNREADABLE,
     describe_error,
     status_of,
 )
@@ -27,7 +29,7 @@ from caldpo.report.evaluation_results import drawable, final_values
 from caldpo.report.logged_curve import LoggedCurve
 from caldpo.report.read_curves import IsWhole, contradictions, every_curve, read_curves
 from caldpo.report.repeated_yaml import read_config, read_job
-from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Run, as_float, in_one_unit, is_number
+from caldpo.report.run_files import Run, as_float, in_one_unit, is_number
 from caldpo.report.wandb_export import read_exports
 from caldpo.resume.extended_run import extension_notes
 from caldpo.security.secrets import redact_text

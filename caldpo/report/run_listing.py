@@ -13,7 +13,7 @@ from typing import Any
 
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.find_runs import find_runs, natural
-from caldpo.config.run_lifecycle import DIED, FAILED, FINISHED, INTERRUPTED, RUNNING, status_of
+from caldpo.config.run_lifecycle import DIED, FAILED, FINISHED, INCOMPLETE, INTERRUPTED, RUNNING, UNREADABLE, status_of
 from caldpo.config.run_lock import is_held
 from caldpo.config.signatures import validated
 from caldpo.config.summary_file import SUMMARY, read_summary
@@ -22,7 +22,6 @@ from caldpo.metric_definitions import definition_of
 from caldpo.metrics_file import NAME, STEP
 from caldpo.report.escaping import one_line, shorten
 from caldpo.report.repeated_yaml import read_job
-from caldpo.report.run_files import INCOMPLETE, UNREADABLE
 from caldpo.utils.text_format import counted, number
 
 _END = 2**16  # bytes at the end of metrics.csv that are read: some hundred rows
