@@ -74,7 +74,7 @@ def test_bash_completes_commands_options_groups_and_keys(home: Path) -> None:
     assert in_bash("caldpo train -m loss=cal_", breaks=" ") == LOSSES
     assert in_bash("caldpo train loss=cal_") == {text.removeprefix("loss=") for text in LOSSES}, "readline keeps loss="
     assert in_bash("caldpo train loss=cal_dpo loss.bet") == {"loss.beta="}
-    assert in_bash("caldpo compare a") == {"a run"}, "folders, too"
+    assert "a run" in in_bash("caldpo compare a"), "folders, too"
     assert in_bash("caldpo nothing lo") == set()
 
 

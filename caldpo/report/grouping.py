@@ -189,7 +189,8 @@ def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Dif
         if any(len({_text(value) for value in several}) > 1 for several in by_option.values()):
             own[key] = values
     of_loss = {key: values for key, values in own.items() if key.startswith("loss.")}
-    return of_loss | options | own
+    typed = {key for run in runs for key in _overridden(run)}  # what a person has chosen tells more than what follows
+    return of_loss | options | {key: own[key] for key in sorted(own, key=lambda key: key not in typed)}
 
 
 def _chosen_options(runs: Sequence[Run], groups: Iterable[str]) -> Differing:

@@ -14,7 +14,7 @@ from caldpo.utils.yaml_io import flatten
 # parts of the configuration from which the data, and the model, follow
 _OF_DATA, _OF_MODEL = ("data",), ("model", "adapter", "reference.path")
 _OF_BATCHES = ("data.micro_batch_size", "data.eval_micro_batch_size", "data.max_tokens_per_micro_batch")
-_NAMED = 4  # labels, and values, of a difference that are named
+_NAMED = 3  # labels, and values, of a difference that are named
 
 Facts = Mapping[str, Sequence[Any]]  # a value for each group, by what it is
 
@@ -53,10 +53,15 @@ def _difference(what: str, facts: Facts, groups: Sequence[RunGroup]) -> str | No
     labels: dict[str, list[str]] = {}
     for value, group in zip(facts[first], groups, strict=True):
         labels.setdefault("none" if value is None else shorten(str(value), 60), []).append(group.label)
-    values = [f"{value} ({first_of(of_value, _NAMED)})" for value, of_value in labels.items()]
+    values = [f"{value} ({_settings(of_value)})" for value, of_value in labels.items()]
     place = "" if first == what else f" by {first}"
     rest = f", and {first_of(others, _NAMED)}" if others else ""
     return f"{what} differ{'s' if what == 'model' else ''}{place}: {first_of(values, _NAMED)}{rest}"
+
+
+def _settings(labels: Sequence[str]) -> str:
+    """List a few settings; count many."""
+    return ", ".join(labels) if len(labels) <= _NAMED else f"{len(labels):,} settings"
 
 
 def _has_no_configuration(group: RunGroup) -> bool:
