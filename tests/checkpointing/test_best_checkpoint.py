@@ -51,7 +51,7 @@ def test_which_it_is(
     assert (found.step, found.value, found.folder.name) == (best, values[best], f"step-{best}")
     assert (found.note is None) is (elsewhere is None)
     if elsewhere is not None:
-        names(found.note, f"at step {elsewhere}", values[elsewhere], f"of step {best}")
+        names(found.note, f"at step {elsewhere}", f"{values[elsewhere]:g}", f"of step {best}")
 
 
 def test_where_there_is_none_it_is_refused(tmp_path: Path) -> None:
