@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caldpo.config.bounds import PositiveInt
-from caldpo.config.find_runs import find_runs, no_folder_error, sweep_overrides
+from caldpo.config.find_runs import find_runs, is_run, no_folder_error, sweep_overrides
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME
 from caldpo.utils.atomic_io import write_text
 
 DYNAMICS = ("reward_dynamics.png", "reward_dynamics.svg")
@@ -47,15 +48,13 @@ def compare_runs(
     named = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
     if not named:
         raise no_folder_error()
+    named = [path.parent if path.name == NAME and is_run(path.parent) else path for path in named]
     exports = [path for path in named if path.is_file()]
     folders = [path for path in named if path not in exports]
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
-    place = (
-        root
-        if len(named) == len(folders) == 1
-        else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    )
+    place = Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    place = root if len(named) == len(folders) == 1 else place
     place = place if output is None else Path(output).expanduser().absolute()
 
     # Heavy from here on: a wrong folder has been answered.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ def list_runs(
     runs.sort(key=lambda run: (-run.written, natural(str(run.folder))))
     shown = runs if newest is None else runs[:newest]
     _print(shown, root, metric)
-    states = ", ".join(f"{count:,} {state}" for state, count in Counter(run.state for run in runs).most_common())
+    counts = Counter(one_line(run.state) for run in runs)
+    states = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
     left_out = f"; the newest {len(shown):,} are shown" if len(shown) < len(runs) else ""
     print(f"{counted(len(runs), 'run')} in {root}: {states}{left_out}")
     if all(run.value is None for run in runs):
@@ -88,16 +90,18 @@ def read_listed(folder: Path, metric: str) -> ListedRun:
     step, value = summary.get("steps"), summary.get("metrics", {}).get(metric)
     if state != FINISHED or step is None:
         last = _last_values(folder / NAME, (STEP, metric))
-        step, value = last.get(STEP, step), last.get(metric, value)
+        value = last.get(metric, value)
+        if math.isfinite(last.get(STEP, math.nan)):
+            step = int(last[STEP])
     return ListedRun(
         folder,
         state,
         loss=summary.get("loss_name") or choices.get("loss"),
         model=_named("model", choices, overrides),
         data=_named("data", choices, overrides),
-        step=None if step is None else int(step),
+        step=step,
         planned=summary.get("planned_steps"),
-        value=value if isinstance(value, int | float) else None,
+        value=_float(value),
         written=_written(folder),
     )
 
@@ -129,6 +133,14 @@ def _last_values(file: Path, names: Sequence[str]) -> dict[str, float]:
         if len(values) == len(names):
             break
     return values
+
+
+def _float(value: object) -> float | None:
+    """Take a number of JSON as a float; None is none, or one beyond all floats."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
 
 
 def _written(folder: Path) -> float:

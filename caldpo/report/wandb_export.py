@@ -31,7 +31,9 @@ from caldpo.utils.yaml_io import parse_yaml
 OPTIMIZER_STEPS = "trainer/global_step"  # as Lightning logs them
 _STEPS = (OPTIMIZER_STEPS, "global_step", "step", "Step", "_step")  # names of a column of steps, the best one first
 _W_AND_B_STEPS = ("Step", "_step")  # W&B's own count of logged rows
+_ROW = "row"  # the number of a row, which this project logs beside the metrics
 _BETWEEN = " - "  # run and metric in the header of a chart
+_NO_METRIC = ("_", "Unnamed:")  # W&B's own columns, and the index of pandas
 _EXTREMES = ("__MIN", "__MAX")
 _STATES = {"running": RUNNING, "finished": FINISHED, "failed": FAILED, "crashed": DIED, "killed": INTERRUPTED}
 _OF_THE_TABLE = {"User", "Notes", "Tags", "Created", "Runtime", "Sweep", "ID", "Group", "Job Type", "Updated"}
@@ -88,7 +90,7 @@ def _read(file: Path, rows: Iterable[list[str]], runs: dict[str, _Exported]) -> 
     columns: list[tuple[int, _Exported, str]] = []
     for place in places:
         run, _, metric = header[place].rpartition(_BETWEEN) if charted else (file.stem, "", header[place])
-        if not metric.startswith("_") and not metric.endswith(_EXTREMES) and not metric.startswith("Unnamed:"):
+        if metric != _ROW and not metric.startswith(_NO_METRIC) and not metric.endswith(_EXTREMES):
             columns.append((place, runs.setdefault(one_line(run), _Exported(file)), metric))
     bad: list[str] = []
     at = header.index(steps)
@@ -120,7 +122,7 @@ def _read_table(file: Path, header: Sequence[str], rows: Iterable[list[str]], ru
             if name == OPTIMIZER_STEPS or definition_of(name) is not None:
                 value = _number(cell, "", [])
                 run.final |= {} if value is None else {name: value}
-            elif name not in _OF_THE_TABLE and not name.startswith("_"):
+            elif name not in (_ROW, *_OF_THE_TABLE) and not name.startswith("_"):
                 run.config[name] = _plain(cell)
 
 

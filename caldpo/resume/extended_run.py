@@ -50,5 +50,5 @@ def extension_notes(summary: Mapping[str, Any]) -> Iterator[str]:
     for entry in summary.get(EXTENSIONS, ()):
         try:
             yield Extension(**entry).describe()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             yield "summary.json: an entry of extensions cannot be read"

@@ -86,6 +86,22 @@ def test_the_table(tmp_path, capsys):
     names(" ".join(last), "val/nothing")
 
 
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"metrics": {ACCURACY: 10**400}, "steps": 10**400, "planned_steps": -1},
+        {"metrics": {ACCURACY: "0.5"}, "steps": "5", "overrides": [None, {"a": 1}, "model.path="]},
+        {"metrics": [1], "steps": None, "status": "x\x1b[31m", "loss_name": 5},
+    ],
+)
+def test_odd_values_cost_themselves(tmp_path, capsys, summary):
+    run = write_run(tmp_path / "a", rows=ROWS, summary=summary)
+    (run / "metrics.csv").write_text("step,loss\n1e999,0.5\n")
+    lines, last = listed(capsys, tmp_path)
+    assert list(lines) == ["a"]
+    assert "\x1b" not in "".join([*lines.values(), *last])
+
+
 def test_names_stay_text(tmp_path, capsys):
     run = write_run(tmp_path / "x[red]", rows=ROWS, summary={"loss_name": "[bold]\x1b[31mdpo"})
     lines, _ = listed(capsys, tmp_path)

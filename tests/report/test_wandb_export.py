@@ -107,6 +107,13 @@ def test_a_report_of_a_folder_beside_exports(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "both" / "reward_dynamics.png").is_file()
 
 
+def test_a_runs_own_metrics_stand_for_its_folder(tmp_path, capsys):
+    run = write_run(tmp_path / "a", "ipo", rows=ROWS, metrics=finals(ROWS[-1]))
+    main([str(run / "metrics.csv")])
+    assert (run / "report.md").is_file()
+    assert "ipo" in capsys.readouterr().out
+
+
 def test_bad_cells_and_w_and_bs_own_steps_are_named(tmp_path):
     file = chart(tmp_path / "c.csv", "val/loss", {"r": {0: 1.0, 10: "x", 20: "NaN"}}, over="Step")
     (run,) = read_exports([file])
