@@ -57,7 +57,7 @@ def in_bash(line: str, breaks: str = " =:") -> set[str]:
     done = subprocess.run(["bash", "--norc", "-c", code], capture_output=True, text=True, check=True)
     *found, registered = done.stdout.splitlines()
     assert registered.split()[-3:] == ["-F", "_caldpo", "caldpo"]
-    return set(found)
+    return set(found) - {""}  # printf writes an empty line of nothing
 
 
 def in_fish(line: str) -> set[str]:
