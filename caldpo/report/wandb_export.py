@@ -24,7 +24,7 @@ from caldpo.config.run_lifecycle import DIED, FAILED, FINISHED, INTERRUPTED, RUN
 from caldpo.errors import CaldpoError
 from caldpo.metric_definitions import CHOSEN_LOG_RATIO, CHOSEN_REWARD, definition_of
 from caldpo.report.escaping import first_of, one_line
-from caldpo.report.logged_curve import LoggedCurve
+from caldpo.report.logged_curve import LAST_STEP, LoggedCurve
 from caldpo.report.run_files import Run
 from caldpo.utils.yaml_io import parse_yaml
 
@@ -52,7 +52,7 @@ class _Exported:
     notes: list[str] = field(default_factory=list)
 
     def add(self, metric: str, step: float | None, value: float | None) -> None:
-        if step is not None and value is not None and step >= 0 and step == int(step):
+        if step is not None and value is not None and 0 <= step <= LAST_STEP and step.is_integer():
             self.steps.setdefault(metric, array("q")).append(int(step))
             self.values.setdefault(metric, array("d")).append(value)
 

@@ -115,7 +115,7 @@ def test_a_runs_own_metrics_stand_for_its_folder(tmp_path, capsys):
 
 
 def test_bad_cells_and_w_and_bs_own_steps_are_named(tmp_path):
-    file = chart(tmp_path / "c.csv", "val/loss", {"r": {0: 1.0, 10: "x", 20: "NaN"}}, over="Step")
+    file = chart(tmp_path / "c.csv", "val/loss", {"r": {0: 1.0, 10: "x", 20: "NaN", 2.5: 1, 1e999: 1}}, over="Step")
     (run,) = read_exports([file])
     assert list(run.curves["val/loss"]) == [0, 20]
     assert str(run.curves["val/loss"][20]) == "nan"
