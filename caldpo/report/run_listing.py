@@ -169,9 +169,9 @@ def _print(runs: Sequence[ListedRun], root: Path, metric: str) -> None:
     table.add_column("age", justify="right", no_wrap=True)
     now = time.time()
     for run in runs:
-        name = run.folder.relative_to(root) if run.folder != root else Path(run.folder.name)
+        place = run.folder.relative_to(root) if run.folder != root else Path(run.folder.name)
         table.add_row(
-            *(Text(shorten(text, 120) if text else "-") for text in (str(name), run.loss, run.model, run.data)),
+            *(Text(shorten(text, 120) if text else "-") for text in (str(place), run.loss, run.model, run.data)),
             _progress(run),
             Text(one_line(run.state), _STYLES.get(run.state, "yellow")),
             "-" if run.value is None else number(run.value),

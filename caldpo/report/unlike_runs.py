@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from caldpo.report.comparison_facts import choice, finished_runs, steps, unfair_differences, varied
@@ -16,7 +16,7 @@ _OF_DATA, _OF_MODEL = ("data",), ("model", "adapter", "reference.path")
 _OF_BATCHES = ("data.micro_batch_size", "data.eval_micro_batch_size", "data.max_tokens_per_micro_batch")
 _NAMED = 3  # labels, and values, of a difference that are named
 
-Facts = Mapping[str, Sequence[Any]]  # a value for each group, by what it is
+Facts = dict[str, list[Any]]  # a value for each group, by what it is
 
 
 def unlike(groups: Sequence[RunGroup]) -> list[str]:
@@ -32,8 +32,10 @@ def unlike(groups: Sequence[RunGroup]) -> list[str]:
         keys = [key for key in beyond if is_within(key, sections)]
         return {key: [group.config.get(key) for group in known] for key in keys}
 
-    chosen = {part: {part: [choice(group.finished, part) for group in known]} for part in ("data", "model")}
-    pairs = {f"{split} pairs": [_pairs(group, split) for group in known] for split in ("train", "test")}
+    chosen: dict[str, Facts] = {
+        part: {part: [choice(group.finished, part) for group in known]} for part in ("data", "model")
+    }
+    pairs: Facts = {f"{split} pairs": [_pairs(group, split) for group in known] for split in ("train", "test")}
     lines = [
         _difference("data", chosen["data"] | configured(_OF_DATA) | pairs, known),
         _difference("model", chosen["model"] | configured(_OF_MODEL), known),

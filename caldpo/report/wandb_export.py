@@ -89,9 +89,9 @@ def _read(file: Path, rows: Iterable[list[str]], runs: dict[str, _Exported]) -> 
     places = charted or [place for place, name in enumerate(header) if name and name not in _STEPS]
     columns: list[tuple[int, _Exported, str]] = []
     for place in places:
-        run, _, metric = header[place].rpartition(_BETWEEN) if charted else (file.stem, "", header[place])
+        name, _, metric = header[place].rpartition(_BETWEEN) if charted else (file.stem, "", header[place])
         if metric != _ROW and not metric.startswith(_NO_METRIC) and not metric.endswith(_EXTREMES):
-            columns.append((place, runs.setdefault(one_line(run), _Exported(file)), metric))
+            columns.append((place, runs.setdefault(one_line(name), _Exported(file)), metric))
     bad: list[str] = []
     at = header.index(steps)
     for number, cells in enumerate(lines, start=2):
