@@ -71,6 +71,11 @@ def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adap
         rows = counted(sum(rejected.values()), "row")
         print(f"left out: {rows} ({list_counts(rejected)}), listed in {run_dir / REJECTED_ROWS}")
     print(f"metrics: {run_dir / NAME}")
+    if summary["stopped_early"]:
+        print(f"training was stopped early, after {summary['steps']:,} of {summary['planned_steps']:,} steps")
+    if best := summary["best_checkpoint"]:
+        print(f"best checkpoint: step {best['step']:,}, {best['metric']} {best['value']:.6g} (checkpoint=best)")
+        print_notes([best["note"]] if best["note"] else [])
     if exported:
         print(f"policy: {run_dir / 'policy'}{' (the adapter; its base is loaded beside it)' if adapted else ''}")
     if summary["upload"]:

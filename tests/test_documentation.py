@@ -45,7 +45,10 @@ from tests.test_configs import CONF, TOP_LEVEL
 pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="an installed wheel has no pages")
 
 # by tests/test_configs.py
-COMPOSED = (*("train", "evaluate", "generate", "export", "compare", "estimate"), *("benchmark", "properties", "study"))
+COMPOSED = (
+    *("train", "evaluate", "generate", "export", "compare", "list", "estimate"),
+    *("benchmark", "properties", "study"),
+)
 LINES_OF_A_TABLE = ("tests/losses", "tests/evaluation", "tests/test_metrics.py", "caldpo/metrics.py")
 # files that the recipes would add, and placeholders
 NOT_HERE = re.compile(r"/(x|cpo_simpo|score_weight|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")

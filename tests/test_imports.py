@@ -26,7 +26,7 @@ def test_module_imports(name: str) -> None:
     [
         f"caldpo.{name}"
         for name in (
-            *("train", "evaluate", "generate", "export", "compare"),
+            *("train", "evaluate", "generate", "export", "compare", "list"),
             *("estimate", "benchmark", "properties", "cli", "api"),
         )
     ],

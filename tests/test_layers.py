@@ -40,7 +40,7 @@ LAYERS = (
     ("bench", "studies"),
     ("api",),
     ("train",),
-    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "properties", "study", "cli"),
+    ("evaluate", "generate", "export", "compare", "list", "estimate", "benchmark", "properties", "study", "cli"),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 

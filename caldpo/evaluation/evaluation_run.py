@@ -124,7 +124,7 @@ def _run_suites(
         write_json(file, content)
         print_result(console, name, result, seconds, file, full=single)
         written = True
-    is_end_of_run = isinstance(settings.wanted, str) and policy.target.own_data and policy.cache.reference is None
+    is_end_of_run = settings.wanted in ("final", "last") and policy.target.own_data and policy.cache.reference is None
     if written and is_end_of_run and (message := update_tracker(policy.target)):
         console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
     return files

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from fractions import Fraction as Exact
 from typing import Any, Literal
 
@@ -41,9 +42,13 @@ class Schedule:
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
+        scheduler = LambdaLR(optimizer, self.factor(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def factor(self, total_steps: int) -> Callable[[int], float]:
+        """Return the factor of the learning rate as a function of the optimiser steps done, of ``total_steps``."""
         warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
-        factor = functools.partial(rate_factor, decay=self.decay, warmup=warmup, total=total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return functools.partial(rate_factor, decay=self.decay, warmup=warmup, total=total_steps)
 
 
 def rate_factor(step: int, *, decay: Decay, warmup: int, total: int) -> float:

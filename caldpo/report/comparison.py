@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caldpo.config.bounds import PositiveInt
-from caldpo.config.find_runs import find_runs, no_folder_error, sweep_overrides
+from caldpo.config.find_runs import find_runs, is_run, no_folder_error, sweep_overrides
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME
 from caldpo.utils.atomic_io import write_text
 
 DYNAMICS = ("reward_dynamics.png", "reward_dynamics.svg")
@@ -33,8 +34,10 @@ def compare_runs(
     """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
     Args:
-        sweep: folder of a sweep, of several sweeps, or of one run, or a list of such; relative to the current folder.
-        output: folder that all is written into; None takes ``sweep``, of several a new one below ``outputs``.
+        sweep: folder of a sweep, of several sweeps, or of one run, a csv that W&B has exported, or a list of such;
+            relative to the current folder.
+        output: folder that all is written into; None takes ``sweep``, of several and of files a new one below
+            ``outputs``.
         band: what is drawn around a mean over seeds: ``range`` (lowest to highest) or ``sd`` (+-1).
         dpi: resolution of the .png files.
 
@@ -45,12 +48,16 @@ def compare_runs(
         CaldpoError: a folder is missing or holds no runs, none of them finished, none logged held-out
             log-ratios, or the folder cannot be written to.
     """
-    folders = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
-    if not folders:
+    named = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
+    if not named:
         raise no_folder_error()
+    named = [path.parent if path.name == NAME and is_run(path.parent) else path for path in named]
+    exports = [path for path in named if path.is_file()]
+    folders = [path for path in named if path not in exports]
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
-    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
-    place = root if len(folders) == 1 else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
+    place = Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    place = root if len(named) == len(folders) == 1 else place
     place = place if output is None else Path(output).expanduser().absolute()
 
     # Heavy from here on: a wrong folder has been answered.
@@ -63,10 +70,10 @@ def compare_runs(
 
     console = Console()
     with console.status("Reading runs") as status:
-        groups = group_runs(read_runs(runs, root, is_whole=is_drawn))
-        finished = _require_finished(groups, ", ".join(map(str, folders)))
+        groups = group_runs(read_runs(runs, root, is_whole=is_drawn, exports=exports))
+        finished = _require_finished(groups, ", ".join(map(str, named)))
         status.update("Drawing")
-        written, failed = _write(place, folders, groups, finished, band, dpi)
+        written, failed = _write(place, named, groups, finished, band, dpi)
     print_comparison(console, groups, written, failed)
     return place
 

@@ -15,6 +15,7 @@ from caldpo.report.grouping import RunGroup, by_seed
 from caldpo.report.run_files import Run, as_float
 from caldpo.report.statistics import BandKind, estimate
 from caldpo.report.table_cells import NONE, markdown_table, metrics_table, spread
+from caldpo.report.unlike_runs import unlike
 from caldpo.utils.text_format import number
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
@@ -51,6 +52,7 @@ def report(
         unfinished=[run for run in runs if not run.finished],
         unmeasured=[group.label for group in groups if not group.finished],
         fewer=[group for group in measured if group.seeds < group.started_seeds],
+        unlike=unlike(groups),
         what=_what_was_compared(groups),
         formulas=_formulas(groups),
         beyond=facts.unfair_differences(groups),
@@ -70,7 +72,7 @@ def report(
         repeats=[[run.name for run in same] for g in groups for same in by_seed(g.finished) if len(same) > 1],
         meanings=[(metric, facts.unit(metric, groups)) for metric in (*shown_metrics.HELD_OUT, *oracle)],
         sweeps=[command([*_TRAIN, "-m", *task]) for task in tasks],
-        commands=[f"{command([*_TRAIN, *run.overrides])}  # {command([run.name])}" for run in runs],
+        commands=[f"{command([*_TRAIN, *run.overrides])}  # {command([run.name])}" for run in runs if not run.exported],
     )
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from caldpo.report.escaping import first_of
-from caldpo.report.logged_curve import LoggedCurve
+from caldpo.report.logged_curve import LAST_STEP, LoggedCurve
 from caldpo.report.run_files import as_float, is_number
 
-_LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
 _NAMED = 3  # lines, columns and metrics of a kind that are named, the others counted
 _SAME = 1e-6  # relative; summary.json and metrics.csv are written from the same float64
 
@@ -137,7 +136,7 @@ def _step(cell: str) -> int | None:
         value = float(cell)
     except ValueError:
         return None
-    return int(value) if 0 <= value <= _LAST_STEP and value.is_integer() else None
+    return int(value) if 0 <= value <= LAST_STEP and value.is_integer() else None
 
 
 def _same(summarised: float, logged: float) -> bool:

@@ -13,8 +13,10 @@ from caldpo.config.run_lifecycle import (
     DIED,
     DIED_REASON,
     FINISHED,
+    INCOMPLETE,
     INTERRUPTED,
     RUNNING,
+    UNREADABLE,
     describe_error,
     status_of,
 )
@@ -27,7 +29,9 @@ from caldpo.report.evaluation_results import drawable, final_values
 from caldpo.report.logged_curve import LoggedCurve
 from caldpo.report.read_curves import IsWhole, contradictions, every_curve, read_curves
 from caldpo.report.repeated_yaml import read_config, read_job
-from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Run, as_float, in_one_unit, is_number
+from caldpo.report.run_files import Run, as_float, in_one_unit, is_number
+from caldpo.report.wandb_export import read_exports
+from caldpo.resume.extended_run import extension_notes
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import read_json, read_yaml
 
@@ -39,17 +43,21 @@ _NO_END = {
 }
 
 
-def read_runs(folders: Iterable[Path], root: Path, is_whole: IsWhole = every_curve) -> list[Run]:
+def read_runs(
+    folders: Iterable[Path], root: Path, is_whole: IsWhole = every_curve, exports: Iterable[Path] = ()
+) -> list[Run]:
     """Read the runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
 
-    Their rewards are in one unit. A run that cannot be read costs that run, which says why. Of metrics that
-    ``is_whole`` does not ask for at every step, curves hold the last one.
+    Those of ``exports``, files of W&B's, come last. The rewards of all are in one unit. A run that cannot be read costs
+    that run, which says why. Of metrics that ``is_whole`` does not ask for at every step, curves hold the last one.
     """
-    runs = in_one_unit([_read_or_named(folder, root, is_whole) for folder in folders])
+    runs = in_one_unit([*(_read_or_named(folder, root, is_whole) for folder in folders), *read_exports(exports)])
 
     def started(run: Run) -> tuple[Any, ...]:
         job = len(runs) if run.job is None else run.job
-        return natural(str(Path(run.name).parent)), job, natural(run.name)
+        if run.exported:
+            return True, [], 0, natural(run.name)
+        return False, natural(str(Path(run.name).parent)), job, natural(run.name)
 
     return sorted(runs, key=started)
 
@@ -67,6 +75,7 @@ def read_run(folder: Path, root: Path, is_whole: IsWhole = every_curve) -> Run:
     overrides = _overrides(_read(read_yaml, folder / ".hydra/overrides.yaml", notes), notes)
     if status == FINISHED:
         notes += contradictions(curves, summary, flat_resolved)
+    notes += extension_notes(summary)
     run = Run(
         folder=folder,
         name=_name(folder, root),
