@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from abc import ABC, abstractmethod
 from fractions import Fraction as Exact
@@ -14,7 +13,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from caldpo.config.bounds import Fraction, NonNegativeInt
-from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
@@ -108,12 +106,6 @@ class OptimizerChoice(ABC):
 def refused(option: str, why: str, remedy: str) -> CaldpoError:
     """Build the error about a chosen optimiser."""
     return CaldpoError(why, key="optim", value=option, remedy=remedy)
-
-
-def require_package(package: str, option: str) -> None:
-    """Refuse an option whose package is not installed, naming the extra that installs it."""
-    if importlib.util.find_spec(package) is None:
-        raise refused(option, "not installed", install("optim", option))
 
 
 def refuse_sharded(option: str) -> None:
