@@ -118,6 +118,13 @@ class Components:
                 value="null",
                 remedy="add trainer.max_steps=NUMBER",
             )
+        if self.trainer.extra.overfit_batches is not None:
+            raise CaldpoError(
+                "cannot be combined with data.streaming=true, whose pairs are read once",
+                key="trainer.extra.overfit_batches",
+                value=self.trainer.extra.overfit_batches,
+                remedy="set data.streaming=false",
+            )
         first = isinstance(self.reference, Precomputed) and not isinstance(self.reference, Auto)
         if first and self.loss.needs_reference:
             raise CaldpoError(

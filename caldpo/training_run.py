@@ -91,7 +91,7 @@ def train_run(
         loggers = open_loggers(components, record, resume)
         plan = plan_steps(cfg, components, record, policy)
         callbacks = [Reseed(settings.seed), *components.callbacks.values()]
-        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation)
+        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation, plan.steps)
         module = build_module(components, record, resume, trainer, policy, plan, data)
         announce_training(cfg, record, module, plan, announce)
         fit(trainer, module, components.data, resume)

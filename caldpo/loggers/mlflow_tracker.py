@@ -28,7 +28,7 @@ from caldpo.security.secrets import redact_text
 from caldpo.utils.collectives import is_first_rank
 
 _OPTION = "mlflow"
-_LOCAL = "sqlite:///mlflow.db"  # MLflow's own default, in the current folder
+_LOCAL = "mlflow.db"  # database that MLflow takes by default, in the current folder
 _MOST_TEXT = 5000  # characters of a tag that every store takes
 
 
@@ -50,7 +50,8 @@ class MLflow(Tracker):
     @property
     def uri(self) -> str:
         """Address of the store."""
-        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _LOCAL
+        # absolute: MLflow remembers where the database of an address was when the process first named it
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(_LOCAL).absolute()}"
 
     def open(
         self, run_dir: Path, name: str, group: str | None, config: dict[str, Any], earlier: Rows | None = None
@@ -89,7 +90,7 @@ class MLflow(Tracker):
     def view(self) -> str | None:
         if urlsplit(self.uri).scheme in ("http", "https", "databricks"):
             return None
-        return f"mlflow ui --backend-store-uri {shlex.quote(redact_text(self.uri))}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(redact_text(self.uri).replace(f'{Path.cwd()}/', ''))}"
 
     def summarize(self, values: Mapping[str, float]) -> None:
         if self._logger is not None:

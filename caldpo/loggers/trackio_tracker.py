@@ -109,8 +109,13 @@ class Trackio(Tracker):
 
             # by its id, which trackio.init does not take: runs of several sweeps may have one name
             known = next(run for run in trackio.Api().runs(self.project) if run.id == run_id)
+            before = known.config or {}  # is written again, without the entries that are Trackio's own
+            kept = {
+                "group": before.get("_Group"),
+                "config": {key: value for key, value in before.items() if not key.startswith("_")},
+            }
             with self._quiet():
-                run = trackio.Run(url=None, project=self.project, client=None, name=known.name, run_id=run_id)
+                run = trackio.Run(None, self.project, None, name=known.name, run_id=run_id, **kept)
                 run.log(finite(values))
                 run.finish()
         except (Exception, StopIteration) as error:  # disk, a run that was deleted, or a package that is gone
