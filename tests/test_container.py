@@ -72,7 +72,11 @@ def test_what_it_makes_at_its_start_is_what_make_test_needs() -> None:
     assert command[0] == "make"
     (target,) = command[1:]
     asked = subprocess.run(
-        ["make", "-n", "-B", f"VENV={Path(target).parent}", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "-B", f"VENV={Path(target).parent}", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "pip install" in asked.stdout
     assert "-c constraints.txt -e '.[dev]'" in asked.stdout

@@ -218,7 +218,8 @@ class TestTrackio:
         other.mkdir(parents=True)
         track(Trackio(), other, rows=[({"loss": 5.0}, 0)])
         track(Trackio(), run, rows=[*ROWS, ({"loss": 9.0}, 2)])
-        track(Trackio(), run, earlier=[{"step": "0", "loss": "0.7"}, {"step": "1", "loss": "0.5"}], rows=[({"loss": 0.25}, 2)])
+        earlier = [{"step": "0", "loss": "0.7"}, {"step": "1", "loss": "0.5"}]
+        track(Trackio(), run, earlier=earlier, rows=[({"loss": 0.25}, 2)])
         losses = [[row["loss"] for row in rows if "loss" in row] for _, rows in trackio_runs()]
         assert sorted(losses) == [[0.7, 0.5, 0.25], [5.0]]
 

@@ -17,7 +17,10 @@ from tests.helpers.command import train
 from tests.resume.runs import BASE
 from tests.resume.stopped import stopped
 
-RUN = (*BASE, "loss=dpo", "trainer.max_steps=6", "callbacks.samples.prompts=0", "logger=wandb", "logger.wandb.mode=offline")
+RUN = (
+    *(*BASE, "loss=dpo", "trainer.max_steps=6", "callbacks.samples.prompts=0"),
+    *("logger=wandb", "logger.wandb.mode=offline"),
+)
 
 
 def told(folder: Path) -> tuple[str, list[dict[str, Any]]]:
