@@ -37,4 +37,4 @@ def require_package(package: str, group: str, option: str) -> None:
         CaldpoError: about ``group=option``.
     """
     if importlib.util.find_spec(package) is None:
-        raise CaldpoError("not installed", key=group, value=option, remedy=install(group, option))
+        raise CaldpoError(f"{package} is not installed", key=group, value=option, remedy=install(group, option))

@@ -26,6 +26,7 @@ from caldpo.loggers.tracker_base import (
 )
 from caldpo.security.secrets import redact_text
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.file_names import from_here
 
 _OPTION = "mlflow"
 _LOCAL = "mlflow.db"  # database that MLflow takes by default, in the current folder
@@ -59,7 +60,8 @@ class MLflow(Tracker):
         if not is_first_rank():
             return []
         tags = {
-            "caldpo.folder": str(run_dir),
+            "caldpo.folder": str(from_here(run_dir.absolute())),
+            "mlflow.source.name": "caldpo",  # in place of the path of the script
             **({"sweep": group} if group else {}),
             **({"tags": ", ".join(config["tags"])} if config.get("tags") else {}),
             **({"mlflow.note.content": str(config["notes"])[:_MOST_TEXT]} if config.get("notes") else {}),

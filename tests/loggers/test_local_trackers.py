@@ -162,6 +162,7 @@ class TestMLflow:
         assert (found.data.params["loss/beta"], found.data.params["seed"]) == ("0.25", "3")
         tags = found.data.tags
         assert (tags["sweep"], tags["tags"], tags["mlflow.note.content"]) == ("sweep", "a, b", "why <b>")
+        assert str(Path.cwd()) not in str({key: tag for key, tag in tags.items() if key != "mlflow.log-model.history"})
         assert found.data.metrics["run/wall_seconds"] == 1.5
         assert "run/start_difference" not in found.data.metrics
         from mlflow.tracking import MlflowClient

@@ -76,8 +76,8 @@ def test_online_it_is_told_what_had_not_reached_it(known: int, tmp_path: Path, m
 
     monkeypatch.setattr(WandB, "_init", init)
     monkeypatch.setattr("caldpo.loggers.wandb_tracker.account_configured", lambda: True)
-    monkeypatch.setattr("wandb.run", SimpleNamespace())
-    monkeypatch.setattr("wandb.finish", lambda: None)
+    ended: list[int] = []
+    monkeypatch.setattr("wandb.run", SimpleNamespace(finish=lambda exit_code: ended.append(exit_code)))
     earlier = [{"step": str(step), "loss": f"{10.5 + step}", "val/loss": ""} for step in range(3)]
     tracker = WandB()
     (logger,) = tracker.open(tmp_path, "run", None, {}, earlier)
@@ -87,5 +87,6 @@ def test_online_it_is_told_what_had_not_reached_it(known: int, tmp_path: Path, m
     assert (asked["id"], asked["resume"], asked["offline"]) == ("abc", "allow", False)
     now = [(row["row"], row["trainer/global_step"], row["loss"]) for row in run.rows]
     assert now == [(step + 1, step, 10.5 + step) for step in range(known, 6)]
-    tracker.close()
+    tracker.close(failed=bool(known))
+    assert ended == [int(bool(known))]
     assert tracker.upload is None
