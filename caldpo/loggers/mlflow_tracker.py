@@ -102,6 +102,11 @@ class MLflow(Tracker):
         run_id = read_run_id(run_dir, _OPTION)
         if run_id is None or not values or not is_first_rank():
             return None
+        # the run's files may come from other hands: where to, and with which account, only this machine says
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        if self.tracking_uri not in (None, named) or not (named or Path(_LOCAL).is_file()):
+            store = redact_text(self.tracking_uri or f"sqlite:///{_LOCAL}")
+            return f"MLflow was not told: set MLFLOW_TRACKING_URI to the store of the run ({store})"
         try:
             self.check()
             self._logger_of(run_id=run_id).log_metrics(finite(values))

@@ -59,7 +59,8 @@ class TensorBoard(Tracker):
 
     def add_summary(self, run_dir: Path, values: Mapping[str, float]) -> str | None:
         folders = {path.parent for path in (run_dir / FOLDER).rglob("events.out.tfevents.*")}
-        if not folders or not values or not is_first_rank():
+        inside = all(folder.resolve().is_relative_to(run_dir.resolve()) for folder in folders)  # no link leads out
+        if not folders or not inside or not values or not is_first_rank():
             return None
         try:
             self.check()

@@ -281,6 +281,24 @@ def test_what_is_no_tracker_is_named() -> None:
         Trackers({"own": object()})  # type: ignore[dict-item]
 
 
-def test_a_store_that_is_gone_is_told_and_stops_nothing(run: Path) -> None:
+def test_a_run_that_is_gone_is_told_and_stops_nothing(run: Path) -> None:
+    track(MLflow(), run)
     (run / "mlflow.json").write_text('{"run_id": "0123"}')
     names(MLflow().add_summary(run, {"a": 1.0}), "MLflow")
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9/", "sqlite:////tmp/elsewhere.db", None])
+def test_a_foreign_run_does_not_say_where_its_figures_go(uri: str | None, run: Path) -> None:
+    """Nor is a database made that this folder does not have."""
+    (run / "mlflow.json").write_text('{"run_id": "0123"}')
+    names(MLflow(tracking_uri=uri).add_summary(run, {"a": 1.0}), "MLFLOW_TRACKING_URI", uri or "sqlite:///mlflow.db")
+    assert list(Path.cwd().glob("*.db")) == []
+
+
+def test_a_link_out_of_a_foreign_run_is_not_followed(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "events.out.tfevents.1").write_bytes(b"")
+    (run / "tensorboard").symlink_to(elsewhere)
+    assert TensorBoard().add_summary(run, {"a": 1.0}) is None
+    assert [path.name for path in elsewhere.iterdir()] == ["events.out.tfevents.1"]

@@ -135,6 +135,7 @@ def test_a_class_belongs_to_its_place() -> None:
         ("+x.y=str($\\{oc.env:HOME\\})", "outside"),
         ("modifier=[wpo,../x]", "list"),
         ("modifier=[/abs/x]", "list"),
+        ("logger=[wandb,../x]", "list"),
         ("experiment=[/abs/x]", "list"),
         ("+experiment=[demo]", "list"),
         ("+experiment={a: /abs/x}", "list"),
@@ -159,6 +160,7 @@ def test_overrides_of_ones_own() -> None:
         "adapter.target_modules=[q_proj,v_proj]",
         "x=null",
         "modifier=[wpo,nll]",
+        "logger=[wandb,tensorboard]",
     ]
     own += ["model.path=./models/../models/a", "seed=0,1", "data.train='a b,c.jsonl'", "model.tokenizer=.."]
     require_plain_overrides(own, FILE)
