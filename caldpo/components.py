@@ -65,7 +65,8 @@ class Components:
         rest: dict[str, Any] = {"rollouts": build(cfg.rollouts, "rollouts")}
         if tracked:
             callbacks = build(cfg.callbacks, "callbacks")
-            rest["logger"] = Trackers(build(cfg.logger, "logger"))
+            trackers = build(cfg.logger, "logger")  # by name; one alone from a yaml of a person's own, without a name
+            rest["logger"] = Trackers(trackers if isinstance(trackers, dict) else {"own": trackers})
             rest["callbacks"] = {name: part for name, part in callbacks.items() if part is not None}
         return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
 

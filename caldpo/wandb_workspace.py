@@ -74,7 +74,9 @@ def save(entity: str, project: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Save the workspace of the project that is named, and print its address."""
-    parser = argparse.ArgumentParser(prog="python -m caldpo.wandb_workspace", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m caldpo.wandb_workspace", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("place", metavar="TEAM/PROJECT", help="of W&B; the project has runs of caldpo already")
     place = str(parser.parse_args(argv).place)
     entity, _, project = place.rpartition("/")

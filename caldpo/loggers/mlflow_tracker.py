@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,7 +71,7 @@ class MLflow(Tracker):
         try:
             logger = self._logger_of(run_name=own_name or name, tags=tags)
             with _one_at_a_time(self.uri):  # of the runs of a sweep, one makes database and experiment
-                run_id = logger.run_id
+                run_id = str(logger.run_id)
             logger.log_hyperparams(config)
             if earlier is not None:
                 self._delete_replaced(run_dir, logger)
@@ -132,14 +133,14 @@ class MLflowRows(MLFlowLogger):
 
     def end(self, status: str) -> None:
         """Tell MLflow that the run is over; ``status`` as MLflow writes it."""
-        self.experiment.set_terminated(self.run_id, status)
+        self.experiment.set_terminated(str(self.run_id), status)
 
     def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int) -> None:
         table = {"columns": columns, "data": data}  # MLflow's own form of a table, of which it makes a data frame
-        self.experiment.log_dict(self.run_id, table, f"{key}.json")
+        self.experiment.log_dict(str(self.run_id), table, f"{key}.json")
 
 
-def _one_at_a_time(uri: str) -> FileLock:
-    """Make the lock of a local database; for any other store one that nobody else has."""
+def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
+    """Make the lock of a local database; any other store looks after itself."""
     scheme, _, path = uri.partition("sqlite:///")
-    return FileLock(f"{path}.lock" if not scheme and path else os.devnull)
+    return FileLock(f"{path}.lock") if not scheme and path else nullcontext()
