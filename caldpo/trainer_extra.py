@@ -71,7 +71,7 @@ class StepTimer(Timer):
         super().__init__(max_time, interval="step", verbose=False)
         self._max_time, self._told = max_time, False
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caldpo import metric_definitions as m
 from caldpo.config.run_lifecycle import describe_error
@@ -32,7 +32,7 @@ def workspace(entity: str, project: str) -> Workspace:
     v2 = reports.v2
 
     def section(name: str, metrics: Sequence[m.MetricDefinition]) -> workspaces.Section:
-        panels = [
+        panels: list[Any] = [
             v2.LinePlot(
                 title=f"{metric.title} ({metric.unit})",
                 x=STEP,

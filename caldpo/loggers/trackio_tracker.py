@@ -110,7 +110,7 @@ class Trackio(Tracker):
             # by its id, which trackio.init does not take: runs of several sweeps may have one name
             known = next(run for run in trackio.Api().runs(self.project) if run.id == run_id)
             before = known.config or {}  # is written again, without the entries that are Trackio's own
-            kept = {
+            kept: dict[str, Any] = {
                 "group": before.get("_Group"),
                 "config": {key: value for key, value in before.items() if not key.startswith("_")},
             }
