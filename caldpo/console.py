@@ -80,6 +80,8 @@ def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adap
         print(f"policy: {run_dir / 'policy'}{' (the adapter; its base is loaded beside it)' if adapted else ''}")
     if summary["upload"]:
         print(f"upload to W&B: {summary['upload']}")
+    for command in summary.get("tracker_views", ()):
+        print(f"curves: {command}")
 
 
 def print_clipping(metrics: Path, limit: float | None) -> None:

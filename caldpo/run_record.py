@@ -94,20 +94,26 @@ class RunRecord:
         resumed_from_sweep = (self.run_dir.parent / "multirun.yaml").is_file()
         return self.run_dir.absolute().parent.name if resumed_from_sweep else None
 
-    def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
-        """Write the final ``summary.json``, with further ``entries``, and return it."""
+    def totals(self, module: PreferenceModule, earlier_seconds: float) -> dict[str, Any]:
+        """Figures of the whole run so far, its earlier starts included."""
         memory, memory_of = peak_memory()
-        summary = {
-            "status": FINISHED,
-            "loss_name": self.loss_name,
-            "seed": self.settings.seed,
+        return {
             "steps": module.global_step,
-            "metrics": module.latest,
             "wall_seconds": time.perf_counter() - self._started + earlier_seconds,
             "peak_memory_bytes": memory,
             "peak_memory_of": memory_of,
             "start_difference": module.largest_start_ratio,
             "skipped_steps": module.nonfinite.skipped,
+        }
+
+    def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
+        """Write the final ``summary.json``, with further ``entries``, and return it."""
+        summary = {
+            "status": FINISHED,
+            "loss_name": self.loss_name,
+            "seed": self.settings.seed,
+            "metrics": module.latest,
+            **self.totals(module, earlier_seconds),
             **self._entries,
             **entries,
         }

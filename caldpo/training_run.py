@@ -38,7 +38,8 @@ from caldpo.estimation.token_budget import TokenBudget, choose_budget, describe_
 from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
-from caldpo.loggers import MetricsFile
+from caldpo.loggers.metrics_logger import MetricsFile
+from caldpo.loggers.tracker_base import run_totals
 from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
@@ -95,10 +96,11 @@ def train_run(
         plan = plan_steps(cfg, components, record, policy)
         note_extension(components, record, resume, plan, announce)
         callbacks = [Reseed(settings.seed), *components.callbacks.values()]
-        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation)
+        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation, plan.steps)
         module = build_module(components, record, resume, trainer, policy, plan, data)
         announce_training(cfg, record, module, plan, announce)
         fit(trainer, module, components.data, resume)
+        components.logger.summarize(run_totals(record.totals(module, resume.seconds)))
     export_policy(module, record)
     return finish(trainer, module, components, record, resume)
 
@@ -156,7 +158,7 @@ def load_checked_policy(
 
 
 def open_loggers(components: Components, record: RunRecord, resume: ResumePoint) -> list[Logger]:
-    """Open ``metrics.csv`` and the run's tracker."""
+    """Open ``metrics.csv`` and the run's trackers."""
     name = tracked_name(record.run_dir, record.loss_name, record.settings.seed)
     tracked = components.logger.open(record.run_dir, name, record.sweep_name, record.config, resume.earlier)
     return [MetricsFile(record.run_dir), *tracked]
@@ -297,12 +299,14 @@ def fit(
 
 @contextlib.contextmanager
 def closing(components: Components) -> Iterator[None]:
-    """Close the data's workers and the tracker, whatever happens."""
+    """Close the data's workers and the trackers, whatever happens."""
+    failed = True
     try:
         yield
+        failed = False
     finally:
         components.data.close_loaders()
-        components.logger.close()
+        components.logger.close(failed=failed)
 
 
 @contextlib.contextmanager
@@ -347,6 +351,7 @@ def finish(
         earlier_seconds=resume.seconds,
         upload=components.logger.upload,
         tracker_url=components.logger.url,
+        tracker_views=components.logger.views,
         alarms=[alarm for callback in watchers for alarm in callback.alarms],
         rejected_rows=components.data.rejected_rows(),
         best_checkpoint=best_checkpoint(components, record),

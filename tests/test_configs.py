@@ -54,7 +54,7 @@ def composed(overrides: list[str], command: str = "train") -> DictConfig:
 
 GROUPS = [
     *("loss", "rollouts", "reference", "adapter", "optim", "trainer"),
-    *("logger", "callbacks", "data", "model", "experiment"),
+    *("logger", "callbacks", "data", "model", "experiment", "debug"),
 ]
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
 

@@ -87,6 +87,8 @@ def check_command(words: list[str]) -> None:
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
         case ["python", script] if script.endswith(".py"):
             assert (ROOT / script).is_file()
+        case ["python", "-m", "caldpo.wandb_workspace", place]:
+            assert place.count("/") == 1
         case ["pre-commit", "install"]:
             assert (ROOT / ".pre-commit-config.yaml").is_file()
         case _:

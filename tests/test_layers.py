@@ -28,6 +28,7 @@ LAYERS = (
     ("step_metrics", "step_ahead", "loggers"),
     ("resume",),
     ("lightning_module",),
+    ("trainer_extra",),
     ("callbacks", "lightning_trainer"),
     ("components",),
     ("console", "model_data_checks"),
@@ -41,6 +42,7 @@ LAYERS = (
     ("api",),
     ("train",),
     ("evaluate", "generate", "export", "compare", "list", "estimate", "benchmark", "properties", "study", "cli"),
+    ("wandb_workspace",),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 

@@ -28,10 +28,17 @@ from caldpo.evaluation.evaluation_settings import EvaluateSettings
 from caldpo.evaluation.evaluation_target import Target, find_folders, name_of, read_target
 from caldpo.evaluation.model_loading import find_device
 from caldpo.evaluation.suite_base import FOLDER, Suite, read_results
+from caldpo.loggers.tracker_base import Trackers
 
 _NO_SUITES = ("model", "reference", "data")  # sections that build something else
 # by name, not by package: nothing else that a run's file may name is built for its summary
-_TRACKERS = ("caldpo.loggers.NoTracker", "caldpo.loggers.WandB")
+_TRACKERS = (
+    "caldpo.loggers.mlflow_tracker.MLflow",
+    "caldpo.loggers.tensorboard_tracker.TensorBoard",
+    "caldpo.loggers.tracker_base.NoTracker",
+    "caldpo.loggers.trackio_tracker.Trackio",
+    "caldpo.loggers.wandb_tracker.WandB",
+)
 
 
 def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> list[tuple[str, Path]]:
@@ -140,16 +147,21 @@ def _digest_in(file: Path) -> str | None:
 
 
 def update_tracker(target: Target) -> str | None:
-    """Add every measure in the run's results to its W&B summary, and return a line for the terminal, if any.
+    """Add every measure in the run's results to its trackers, and return lines for the terminal, if any.
 
     As ``evaluation/SUITE/MEASURE``, and all of them, since W&B takes the last summary of a run for the whole run's.
     Those of earlier checkpoints are left out: a summary is of the end.
     """
-    section = target.config.get("logger")
+    sections = target.config.get("logger")
     if target.run is None or target.folder != target.run:  # output= may hold results of something else
         return None
-    if not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
+    if not isinstance(sections, Mapping):
         return None
+    own = {
+        name: dict(section)
+        for name, section in sections.items()
+        if isinstance(section, Mapping) and section.get("_target_") in _TRACKERS
+    }
     values = {
         f"{FOLDER}/{suite}/{name}": float(measure["value"])
         for suite, content in read_results(target.folder, []).items()
@@ -157,7 +169,8 @@ def update_tracker(target: Target) -> str | None:
         if measure.get("value") is not None
     }
     try:
-        message: str | None = instantiate(dict(section), _recursive_=False).add_summary(target.run, values)
+        trackers = Trackers({name: instantiate(section, _recursive_=False) for name, section in own.items()})
+        message = trackers.add_summary(target.run, values)
     except InstantiationException as error:  # keys of another version
         return f"the tracker's summary was not updated: {describe_error(error)}"
     return message

@@ -53,6 +53,10 @@ IGNORED = (
     "model.cache",
     "reference.cache",
     "reference.spot_check",
+    "trainer.extra.detect_anomaly",
+    "trainer.extra.enable_model_summary",
+    "trainer.extra.max_time",
+    "trainer.extra.profiler",
     "trainer.metrics_sync_every",
     "trainer.max_skipped_steps",
     "trainer.on_nonfinite",
@@ -117,7 +121,7 @@ def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 def is_longer(began: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Tell whether ``config`` has more optimiser steps or epochs than ``began``; other keys are not compared."""
     changed = [(old, new) for _, old, new in _length_changes(began, config)]
-    return bool(changed) and all(type(old) is int and type(new) is int and new > old for old, new in changed)
+    return bool(changed) and all(_is_number(old) and _is_number(new) and new > old for old, new in changed)
 
 
 def cut_by_length(config: Mapping[str, Any]) -> bool:
@@ -164,6 +168,10 @@ def without_length(config: Mapping[str, Any]) -> dict[str, Any]:
 def _length_changes(began: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     before, after = flatten(began), flatten(config)
     yield from ((key, before.get(key), after.get(key)) for key in LENGTHS if before.get(key) != after.get(key))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def is_ignored(key: str) -> bool:

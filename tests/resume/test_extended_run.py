@@ -28,6 +28,7 @@ BY_EPOCHS = ("trainer.max_steps=null", "trainer.max_epochs=1")
     [
         (("trainer.max_steps=5",), "trainer.max_steps=8"),
         (BY_EPOCHS, "trainer.max_epochs=2"),
+        (("trainer.max_steps=null", "trainer.max_epochs=0.5"), "trainer.max_epochs=1.75"),
     ],
 )
 @pytest.mark.parametrize("auto", [False, True])
