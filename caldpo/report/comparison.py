@@ -30,7 +30,7 @@ def compare_runs(
     band: Literal["range", "sd"] = "range",
     dpi: PositiveInt = 150,
 ) -> None:
-    """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
+    """Write ``report.html``, ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
     Args:
         sweep: folder of a sweep, of several sweeps, or of one run, or a list of such; relative to the current folder.
@@ -102,6 +102,8 @@ def _write(
     from caldpo.report.comparison_facts import headline as headline_of
     from caldpo.report.comparison_table import write_comparison
     from caldpo.report.markdown_report import report
+    from caldpo.report.page.page_html import NAME as PAGE
+    from caldpo.report.page.page_html import write_page
 
     headline = headline_of(finished)
     figures: dict[tuple[str, ...], Callable[[], Figure | None]] = {
@@ -120,6 +122,7 @@ def _write(
         write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := sweep_overrides(folder))]
         write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
+        write_page(place / PAGE, groups, folders, band, tasks, failed)
     except OSError as error:
         raise CaldpoError(
             f"the report cannot be written: {error.strerror or error}",
@@ -127,7 +130,7 @@ def _write(
             value=place,
             remedy="make the folder writable, or name another one: output=FOLDER",
         ) from error
-    return [place / name for name in ("report.md", *drawn, "comparison.csv")], failed
+    return [place / name for name in (PAGE, "report.md", *drawn, "comparison.csv")], failed
 
 
 def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, failed: list[str]) -> list[str]:

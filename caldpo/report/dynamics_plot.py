@@ -20,7 +20,8 @@ from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import RunGroup
-from caldpo.report.plot_style import Look, drawing, linear_limit, looks, set_symmetric_log
+from caldpo.report.loss_style import Look, looks
+from caldpo.report.plot_style import drawing, linear_limit, set_symmetric_log
 from caldpo.report.statistics import Band, BandKind, band, thinned
 
 Drawn = tuple[Look, Band, int]  # a curve, its look, and the place of its group

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from caldpo.report.plot_style import colour_of, drawing, linear_limit, set_symmetric_log
+from caldpo.report.loss_style import colour_of
+from caldpo.report.plot_style import drawing, linear_limit, set_symmetric_log
 from caldpo.studies.setting_choice import CHOICES
 from caldpo.studies.study_statistics import Ranking, cliques
 
