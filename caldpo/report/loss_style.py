@@ -1,8 +1,8 @@
 """One look per loss, the same in every figure: colour, dash pattern and marker. No heavy imports.
 
-The place of a loss in :data:`LOSSES` decides, so that a new one is appended and no other changes. Colours repeat after
-8, dash patterns after 5, markers after 10: of 40 losses no two share colour and dash pattern, or colour and marker. A
-loss that is not listed takes a place by its name. ``dpo`` and ``cal_dpo`` lie on top.
+``dpo`` and ``cal_dpo`` have a colour each and lie on top. Others share six colours by their place in :data:`LOSSES`,
+so that a new one is appended and no other changes: of 42 no two have the same colour and dash pattern, or the same
+colour and marker. A loss that is not listed takes a place by its name.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ DASHES: tuple[tuple[Any, str], ...] = (
     ((0, (1.2, 1.6)), "2px,3px"),
     ((0, (6, 2, 1.5, 2)), "9px,3px,2px,3px"),
     ((0, (10, 3)), "15px,4px"),
+    ((0, (10, 2, 1.5, 2)), "15px,3px,2px,3px"),
+    ((0, (5, 2, 1.5, 2, 1.5, 2)), "8px,3px,2px,3px,2px,3px"),
 )
 MARKERS = (
     ("o", "circle"),
@@ -47,15 +49,17 @@ MARKERS = (
     ("<", "triangle-left"),
     (">", "triangle-right"),
 )
+ON_TOP = ("dpo", "cal_dpo")  # the first colours, in this order
 # Append only: what is here keeps its look. Losses that may draw equal curves are neighbours: their dashes differ.
 LOSSES = (
-    *("dpo", "cal_dpo", "ipo", "cal_ipo", "slic", "cal_slic", "f_dpo", "cpo", "sft", "rso"),
+    *ON_TOP,
+    *("ipo", "cal_ipo", "slic", "cal_slic", "f_dpo", "cpo", "sft", "rso"),
     *("kto", "simpo", "orpo", "robust", "dpop", "r_dpo", "odpo", "exo", "nca", "bco"),
     *("aot", "apo_zero", "apo_down", "discopop", "sppo", "rebel", "rpo", "chi_po", "alpha_po", "simper"),
     *("bpo", "c2_dpo", "dpo_norm", "dpo_shift", "gpo", "h_dpo", "minor_dpo", "qrpo"),
 )
-ON_TOP = ("dpo", "cal_dpo")
-_OVER = 3.0  # depth of these two; others lie from 2 to 3
+_SHARED = len(COLOURS) - len(ON_TOP)
+OVER = 3.0  # depth of these two; others lie from 2 to 3
 
 
 @dataclass(frozen=True)
@@ -91,35 +95,37 @@ def looks(groups: Sequence[RunGroup]) -> list[Look]:
     seen: Counter[str] = Counter()
     result = []
     for group in groups:
-        place = place_of(group.loss)
+        number, pattern, mark = style_of(group.loss)
         variant, count = seen[group.loss], variants[group.loss]
         seen[group.loss] += 1
         shade = _shade(variant, count) if count > len(DASHES) or count == len(groups) else 0.5
-        pattern = (pattern_of(place) + variant) % len(DASHES)
-        colours = [_shaded(colour, shade) for colour in COLOURS[place % len(COLOURS)]]
+        pattern = (pattern + variant) % len(DASHES)
+        colours = [_shaded(colour, shade) for colour in COLOURS[number]]
         if group.loss in ON_TOP:
-            depth, width = _OVER + ON_TOP.index(group.loss) + pattern / len(DASHES), 1.6
+            depth, width = OVER + number + pattern / len(DASHES), 1.6
         else:
             depth, width = 2 + pattern / len(DASHES), 2.2 if pattern else 2.8
-        result.append(Look(*colours, pattern, (place + variant) % len(MARKERS), depth, width))
+        result.append(Look(*colours, pattern, (mark + variant) % len(MARKERS), depth, width))
     return result
 
 
 def colour_of(loss: str) -> str:
     """Return the colour of a loss on white, the same in every figure."""
-    return COLOURS[place_of(loss) % len(COLOURS)][0]
+    return COLOURS[style_of(loss)[0]][0]
 
 
-def place_of(loss: str) -> int:
-    """Return the place of a loss among the looks; of one that is not listed, after them and by its name."""
+def style_of(loss: str) -> tuple[int, int, int]:
+    """Return the places of a loss's colour, dash pattern and marker."""
+    if loss in ON_TOP:
+        return (ON_TOP.index(loss),) * 3
     if loss in LOSSES:
-        return LOSSES.index(loss)
-    return len(LOSSES) + zlib.crc32(loss.encode()) % (len(COLOURS) * len(DASHES) * len(MARKERS))
-
-
-def pattern_of(place: int) -> int:
-    """Return the dash pattern of a place: another one for each neighbour, and for each return of a colour."""
-    return (place + place // len(COLOURS)) % len(DASHES)
+        place = LOSSES.index(loss) - len(ON_TOP)
+    else:
+        place = len(LOSSES) + zlib.crc32(loss.encode()) % (_SHARED * len(DASHES) * len(MARKERS))
+    # each step, and each return of a colour, has another pattern and another marker
+    pattern = place + 2 * (place // _SHARED)
+    mark = place + place // (_SHARED * len(MARKERS) // 2)
+    return len(ON_TOP) + place % _SHARED, pattern % len(DASHES), mark % len(MARKERS)
 
 
 def _shade(variant: int, count: int) -> float:

@@ -51,7 +51,7 @@ def _lead(groups: Sequence[RunGroup], metric: MetricDefinition) -> str:
     if not known:
         return f"No finished run has a finite {metric.title}."
     top = max(known, key=lambda label: known[label].mean)
-    figure = f"{spread(known[top])} {metric.unit}"
+    figure = spread(known[top])
     if len(known) == 1:
         return f"{top}: {metric.title} {figure}, {_seeds(known[top].n)}. There is nothing to compare it with."
     if leader(known, "higher") == top:

@@ -28,6 +28,9 @@ function endLabels(labels, range, height, most) {
       const missing = LABEL_HEIGHT - (placed[i].pixel - placed[i - 1].pixel);
       if (missing > 0) { placed[i].pixel += missing / 2; placed[i - 1].pixel -= missing / 2; }
     }
+  placed.forEach((label, i) => { label.pixel = Math.max(label.pixel, i ? placed[i - 1].pixel + LABEL_HEIGHT : 0); });
+  for (let i = placed.length - 1; i >= 0; i -= 1)
+    placed[i].pixel = Math.min(placed[i].pixel, i + 1 < placed.length ? placed[i + 1].pixel - LABEL_HEIGHT : height);
   return placed.map(({ group, y, pixel, wanted }) => ({
     xref: "paper", x: 1, y, yref: "y", xanchor: "left", xshift: 5, yshift: wanted - pixel, showarrow: false,
     text: plain(short(DATA.groups[group].label, most)), font: { size: 11, color: colourOf(group) }, captureevents: false,

@@ -42,7 +42,7 @@ _SCRIPTS = (
     "page_figures.js",
     "page_draw.js",
     "page_controls.js",
-)  # in the order in which they are loaded
+)  # as they load
 _SHOWN_AT_FIRST = 12  # settings; of more the others are switched on by the reader
 _ROWS = 100  # of a figure's text alternative
 _CODE = re.compile(r"`([^`]*)`")

@@ -76,7 +76,8 @@ def settings_rows(groups: Sequence[RunGroup]) -> list[tuple[str, bool, list[tupl
     """
     rows = []
     beyond = facts.unfair_differences(groups)
-    for key in differences([group.config for group in groups]):
+    keys = [key for key in differences([group.config for group in groups]) if not key.endswith("._target_")]
+    for key in keys:
         having: dict[str, list[str]] = {}
         for group in groups:
             if key in group.config:
