@@ -1,4 +1,4 @@
-"""``python -m caldpo.compare FOLDER``: report, table and pictures of a sweep, from the runs' files."""
+"""``python -m caldpo.compare FOLDER``: page, report, table and pictures of a sweep, from the runs' files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import write_text
 
+PAGE = "report.html"
 DYNAMICS = ("reward_dynamics.png", "reward_dynamics.svg")
 
 if TYPE_CHECKING:
@@ -97,13 +98,12 @@ def _write(
     band: Literal["range", "sd"],
     dpi: int,
 ) -> tuple[list[Path], list[str]]:
-    """Write everything; return the paths, the report first, and what could not be drawn."""
+    """Write everything; return the paths, the page and the report first, and what could not be drawn."""
     from caldpo.report import dynamics_plot, evaluation_plots, frontier_plot, loss_terms_plot
     from caldpo.report.comparison_facts import headline as headline_of
     from caldpo.report.comparison_table import write_comparison
     from caldpo.report.markdown_report import report
-    from caldpo.report.page.page_html import NAME as PAGE
-    from caldpo.report.page.page_html import write_page
+    from caldpo.report.page.page_html import render_page
 
     headline = headline_of(finished)
     figures: dict[tuple[str, ...], Callable[[], Figure | None]] = {
@@ -121,8 +121,8 @@ def _write(
             drawn += _draw(make, [place / name for name in names], dpi, failed)
         write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := sweep_overrides(folder))]
+        page = _write_page(place, lambda: render_page(groups, folders, band, tasks, failed), failed)
         write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
-        write_page(place / PAGE, groups, folders, band, tasks, failed)
     except OSError as error:
         raise CaldpoError(
             f"the report cannot be written: {error.strerror or error}",
@@ -130,7 +130,21 @@ def _write(
             value=place,
             remedy="make the folder writable, or name another one: output=FOLDER",
         ) from error
-    return [place / name for name in (PAGE, "report.md", *drawn, "comparison.csv")], failed
+    return [place / name for name in (*page, "report.md", *drawn, "comparison.csv")], failed
+
+
+def _write_page(place: Path, make: Callable[[], str], failed: list[str]) -> list[str]:
+    """Write the page; return its name. One that cannot be made costs the page, named in ``failed``, not the rest."""
+    from caldpo.config.run_lifecycle import describe_error
+
+    try:
+        text = make()
+    except Exception as error:  # as of figures
+        failed.append(f"{PAGE} could not be made: {describe_error(error)}")
+        (place / PAGE).unlink(missing_ok=True)
+        return []
+    write_text(place / PAGE, text)
+    return [PAGE]
 
 
 def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, failed: list[str]) -> list[str]:

@@ -105,9 +105,8 @@ def test_what_is_foreign_stays_text(text: str, page: Page) -> None:
     assert any(HOSTILE in shown for shown in page.of("td")), "the error of the failed run"
     assert "loss=dpo,seed=7 <img src=x onerror=alert(3)>" in page.of("th")
     prompts = [entry["prompt"] for entry in data_of(text)["samples"]["prompts"]]
-    assert prompts == [*PROMPTS[:2], HOSTILE_PROMPT.replace("\u202e", "\ufffd")], (
-        "a direction mark is shown, not obeyed"
-    )
+    shown = HOSTILE_PROMPT.replace("\u202e", "\ufffd")  # a direction mark is shown, not obeyed
+    assert prompts == [*PROMPTS[:2], shown]
 
 
 def test_nothing_is_fetched_and_only_the_pages_own_scripts_run(text: str, page: Page) -> None:
@@ -195,18 +194,14 @@ def test_bad_lines_of_samples_are_counted_and_cost_themselves(sweep: Path) -> No
 def test_samples_of_training_are_those_of_its_last_evaluation(tmp_path: Path) -> None:
     rows = [held_out(0, 0.0, 0.0), held_out(10, 1.0, -1.0)]
     run = write_run(tmp_path / "a", rows=rows)
-    lines = [
-        {"step": step, "prompt": "p", "chosen": "c", "sample": f"at {step}", "true_reward": float(step)}
-        for step in (0, 10)
-    ]
+    common = {"prompt": "p", "chosen": "c"}
+    lines = [{**common, "step": step, "sample": f"at {step}", "true_reward": float(step)} for step in (0, 10)]
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = samples(read_groups(tmp_path))
     assert found is not None
     (prompt,) = found["prompts"]
-    assert [(a["group"], a["text"], a["reward"]) for a in prompt["answers"]] == [
-        ("chosen", "c", None),
-        (0, "at 10", 10.0),
-    ]
+    answers = [(answer["group"], answer["text"], answer["reward"]) for answer in prompt["answers"]]
+    assert answers == [("chosen", "c", None), (0, "at 10", 10.0)]
 
 
 def test_a_page_of_runs_of_which_none_finished(tmp_path: Path) -> None:
@@ -219,8 +214,6 @@ def test_a_page_of_runs_of_which_none_finished(tmp_path: Path) -> None:
 def test_numbers_of_the_page() -> None:
     assert plain_number(1 / 3) == 0.3333333
     assert [plain_number(value) for value in (float("nan"), float("inf"), 1e200, None)] == [None] * 4
-    # t(0.975, 2) = 4.302653
-    assert mean_interval(Estimate(1.0, 0.3, 3)) == pytest.approx(
-        (1 - 4.302653 * 0.3 / 3**0.5, 1 + 4.302653 * 0.3 / 3**0.5)
-    )
+    width = 4.302653 * 0.3 / 3**0.5  # t(0.975, 2)
+    assert mean_interval(Estimate(1.0, 0.3, 3)) == pytest.approx((1 - width, 1 + width))
     assert mean_interval(Estimate(1.0, None, 1)) is None

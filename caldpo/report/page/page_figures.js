@@ -216,7 +216,7 @@ function displacementFigure() {
         range, ...(shape(10) === 10 ? {} : logarithmicTicks(linear, ...range)),
       }),
       yaxis: axis("", {
-        tickmode: "array", tickvals: order.map((_, i) => i), range: [order.length - 0.5, -0.5], showgrid: false,
+        tickmode: "array", tickvals: order.map((_, i) => i), range: [order.length - 0.5, -0.5], gridcolor: "rgba(0,0,0,0)",
         ticktext: order.map((group) => plain(short(DATA.groups[group].label, 24))),
       }),
       shapes: [ruler("x", 0, "solid")],
@@ -250,7 +250,7 @@ function termsFigure() {
     return {
       type: "scatter", mode: "lines", stackgroup: "terms", name: plain(name), x: entry.x, y: share,
       line: { color: colour, width: 1 }, fillcolor: withAlpha(colour, 0.6),
-      fillpattern: pattern ? { shape: pattern, fgcolor: css("--ink"), fgopacity: 0.35, fillmode: "overlay", size: 7 } : undefined,
+      ...(pattern ? { fillpattern: { shape: pattern, fgcolor: css("--ink"), fgopacity: 0.35, fillmode: "overlay", size: 7 } } : {}),
       hovertemplate: `${plain(name)}<br>step %{x}: %{y:.3f}<extra></extra>`,
     };
   });

@@ -29,13 +29,11 @@ from caldpo.report.page.headline_sentence import sentences
 from caldpo.report.page.page_numbers import limited
 from caldpo.report.page.page_samples import samples
 from caldpo.report.statistics import BandKind
-from caldpo.utils.atomic_io import write_text
 from caldpo.utils.text_format import counted, number
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-NAME = "report.html"
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
     "page_state.js",
@@ -46,18 +44,6 @@ _SCRIPTS = (
 _SHOWN_AT_FIRST = 12  # settings; of more the others are switched on by the reader
 _ROWS = 100  # of a figure's text alternative
 _CODE = re.compile(r"`([^`]*)`")
-
-
-def write_page(
-    path: Path,
-    groups: Sequence[RunGroup],
-    folders: Sequence[Path],
-    kind: BandKind,
-    tasks: Sequence[Sequence[str]] = (),
-    failed: Sequence[str] = (),
-) -> None:
-    """Write the page; arguments as of :func:`render_page`."""
-    write_text(path, render_page(groups, folders, kind, tasks, failed))
 
 
 def render_page(
