@@ -68,6 +68,21 @@ def compare_runs(
     print_comparison(console, groups, written, failed)
 
 
+def write_sweep_page(folder: Path) -> Path | None:
+    """Write ``report.html`` of the runs of a sweep, without anything else; None where no finished run has curves."""
+    from caldpo.report.grouping import group_runs
+    from caldpo.report.page.page_html import render_page
+    from caldpo.report.read_runs import read_runs
+    from caldpo.report.shown_metrics import CHOSEN, is_drawn
+
+    groups = group_runs(read_runs(find_runs(folder), folder, is_whole=is_drawn))
+    if not any(CHOSEN.curve(run.curves) for group in groups for run in group.finished):
+        return None
+    tasks = [task] if (task := sweep_overrides(folder)) else []
+    write_text(folder / PAGE, render_page(groups, [folder], "range", tasks))
+    return folder / PAGE
+
+
 def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
     from caldpo.report.escaping import shorten
     from caldpo.report.shown_metrics import CHOSEN

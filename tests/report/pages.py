@@ -43,8 +43,8 @@ def write_sweep(folder: Path) -> Path:
             job += 1
     error = f"CaldpoError: {HOSTILE} at step 6"
     name = "loss=dpo,seed=7 <img src=x onerror=alert(3)>"
-    keys = {"status": "failed", "error": error, "loss_keys": {"beta": 0.1}, "config": {"notes": HOSTILE}}
-    write_run(folder / name, "dpo", 7, rows=rows[:2], metrics={}, **keys)
+    keys = {"status": "failed", "error": error, "loss_keys": {"beta": 0.1}, "config": {"notes": f"{HOSTILE} \ud800"}}
+    write_run(folder / name, "dpo", 7, rows=rows[:2], metrics={}, overrides=["notes='a  b'"], **keys)
     record = {"hydra": {"overrides": {"task": ["loss=dpo,cal_dpo,ipo", "seed=0,1"]}}}
     (folder / "multirun.yaml").write_text(yaml.safe_dump(record))
     return folder

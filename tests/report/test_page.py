@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caldpo.report.comparison import compare_runs
 from caldpo.report.evaluation_plots import by_length, quantiles
 from caldpo.report.markdown_report import report
+from caldpo.report.page import page_html
 from caldpo.report.page.headline_sentence import sentences
 from caldpo.report.page.page_curves import panels, thinned_count
 from caldpo.report.page.page_html import page_data, render_page, shown_at_first
@@ -104,6 +106,9 @@ def test_what_is_foreign_stays_text(text: str, page: Page) -> None:
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert any(HOSTILE in shown for shown in page.of("td")), "the error of the failed run"
     assert "loss=dpo,seed=7 <img src=x onerror=alert(3)>" in page.of("th")
+    assert any(shown.startswith(HOSTILE) for shown in page.of("td")), "the notes of a run"
+    assert any("notes=" in shown and "a  b" in shown for shown in page.of("code")), "a command as it is typed"
+    text.encode()
     prompts = [entry["prompt"] for entry in data_of(text)["samples"]["prompts"]]
     shown = HOSTILE_PROMPT.replace("\u202e", "\ufffd")  # a direction mark is shown, not obeyed
     assert prompts == [*PROMPTS[:2], shown]
@@ -217,3 +222,12 @@ def test_numbers_of_the_page() -> None:
     width = 4.302653 * 0.3 / 3**0.5  # t(0.975, 2)
     assert mean_interval(Estimate(1.0, 0.3, 3)) == pytest.approx((1 - width, 1 + width))
     assert mean_interval(Estimate(1.0, None, 1)) is None
+
+
+def test_a_page_that_cannot_be_made_costs_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_sweep(tmp_path / "sweep")
+    (folder / "report.html").write_text("of an earlier comparison")
+    monkeypatch.setattr(page_html, "page_data", lambda *_: 1 / 0)
+    compare_runs(str(folder), dpi=30)
+    assert not (folder / "report.html").exists()
+    names((folder / "report.md").read_text(), "report.html could not be made", "ZeroDivisionError")

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from caldpo.report import comparison_facts as facts
 from caldpo.report import report_rows
+from caldpo.report.escaping import one_line
 from caldpo.report.evaluation_results import suites_of
 from caldpo.report.evaluation_tables import faults
 from caldpo.report.grouping import RunGroup
@@ -150,6 +151,8 @@ def _words(groups: Sequence[RunGroup], data: dict[str, Any]) -> dict[str, Any]:
     if data["displacement"]:
         header = ["setting", "side", *(f"{level:.0%}" for level in data["displacement"]["levels"])]
         tables["displacement"] = header, page_points.displacement_rows(groups, data["displacement"])
+        header = ["setting", "tokens: share of pairs"]
+        tables["lengths"] = header, page_points.length_rows(groups, data["displacement"])
     if data["terms"]:
         rows = [
             [groups[entry["group"]].label, name, number(share[0] or 0.0), number(share[-1] or 0.0)]
@@ -185,9 +188,11 @@ def _environment() -> Environment:
         loader=FileSystemLoader(_FOLDER),
         undefined=StrictUndefined,
         autoescape=True,
+        finalize=lambda value: one_line(value) if type(value) is str else value,  # not of Markup
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["counted"] = counted
+    environment.filters["verbatim"] = escape  # of a command each space counts
     return environment

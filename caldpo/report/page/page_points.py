@@ -113,6 +113,17 @@ def displacement_rows(groups: Sequence[RunGroup], found: dict[str, Any]) -> list
     ]
 
 
+def length_rows(groups: Sequence[RunGroup], found: dict[str, Any]) -> list[list[str]]:
+    """Rows of the text alternative: setting, and the share of pairs both of whose responses fell by their length."""
+    return [
+        [
+            groups[entry["group"]].label,
+            ", ".join(f"{number(a)}: {number(b)}" for a, b in zip(entry["x"], entry["y"], strict=True)),
+        ]
+        for entry in found["lengths"]
+    ]
+
+
 def _error(group: RunGroup) -> str:
     return spread(estimate(group.finals(lambda final: final.get(f"{PREFIX}/{PREFERENCE}/calibration_error"))))
 
