@@ -37,13 +37,14 @@ def write_sweep(folder: Path) -> Path:
             run = folder / f"loss={loss},seed={seed}"
             known = {"oracle__reward": reward + 0.02 * seed, "oracle__kl": kl}
             keys: dict[str, Any] = {"loss_keys": {"beta": 0.1}, "job": job, "overrides": ["trainer.max_steps=20"]}
+            keys["summary"] = {"formula": f"formula of {loss} \ud800"}
             evaluation = _evaluation(chosen, rejected, reward + 0.02 * seed, kl)
             write_run(run, loss, seed, rows=rows, metrics=finals(rows[-1], **known), evaluation=evaluation, **keys)
             write_samples(run, loss)
             job += 1
     error = f"CaldpoError: {HOSTILE} at step 6"
     name = "loss=dpo,seed=7 <img src=x onerror=alert(3)>"
-    keys = {"status": "failed", "error": error, "loss_keys": {"beta": 0.1}, "config": {"notes": f"{HOSTILE} \ud800"}}
+    keys = {"status": "failed", "error": error, "loss_keys": {"beta": 0.1}, "config": {"notes": HOSTILE}}
     write_run(folder / name, "dpo", 7, rows=rows[:2], metrics={}, overrides=["notes='a  b'"], **keys)
     record = {"hydra": {"overrides": {"task": ["loss=dpo,cal_dpo,ipo", "seed=0,1"]}}}
     (folder / "multirun.yaml").write_text(yaml.safe_dump(record))
