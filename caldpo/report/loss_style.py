@@ -100,12 +100,12 @@ def looks(groups: Sequence[RunGroup]) -> list[Look]:
         seen[group.loss] += 1
         shade = _shade(variant, count) if count > len(DASHES) or count == len(groups) else 0.5
         pattern = (pattern + variant) % len(DASHES)
-        colours = [_shaded(colour, shade) for colour in COLOURS[number]]
+        light, dark = (_shaded(colour, shade) for colour in COLOURS[number])
         if group.loss in ON_TOP:
             depth, width = OVER + number + pattern / len(DASHES), 1.6
         else:
             depth, width = 2 + pattern / len(DASHES), 2.2 if pattern else 2.8
-        result.append(Look(*colours, pattern, (mark + variant) % len(MARKERS), depth, width))
+        result.append(Look(light, dark, pattern, (mark + variant) % len(MARKERS), depth, width))
     return result
 
 

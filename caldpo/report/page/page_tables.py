@@ -61,8 +61,9 @@ def _cells(groups: Sequence[RunGroup], column: Column) -> dict[str, Cell]:
     metric = column.metric
     own = own_intervals(groups, metric) if column.source.startswith("suite ") else {}
     found = {}
+    by_label = {group.label: group for group in groups}
     for label, text in cells(groups, metric, f"{BEST}{{}}", own).items():
-        value = estimate(next(group for group in groups if group.label == label).finals(metric.final))
+        value = estimate(by_label[label].finals(metric.final))
         ends = None if value is None else mean_interval(value)
         interval = f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
         sorts_by = None if value is None else value.mean
