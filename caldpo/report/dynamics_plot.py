@@ -157,8 +157,14 @@ def _label_ends(axes: Axes, curves: Sequence[Drawn], groups: Sequence[RunGroup])
         at = float(to_axes.transform((0, value))[1])
         height = min(max(at, height), room)
         style: dict[str, Any] = {"color": look.colour, "fontsize": 6.5, "va": "center", "transform": axes.transAxes}
-        axes.text(1.02, height, label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…", **style)
+        axes.text(1.02, height, _ends_of(label), **style)
         height += _LABEL_HEIGHT
+
+
+def _ends_of(label: str) -> str:
+    """Of a long label its ends: the loss, and the value that tells it from its neighbours."""
+    tail = _LONGEST // 3
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - tail - 1]}…{label[-tail:]}"
 
 
 def _shade_below_zero(axes: Axes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,6 +179,27 @@ def test_a_command_is_copied(desk: Opened) -> None:
     copied = desk.page.evaluate("navigator.clipboard.readText()")
     assert copied == "python -m caldpo.train -m loss=dpo,cal_dpo,ipo seed=0,1"
     assert desk.said == [], "nothing went wrong until here"
+
+
+def test_a_figure_is_saved(desk: Opened) -> None:
+    with desk.page.expect_download() as download:
+        desk.page.locator("[data-save='panel-log_ratios-chosen']").click()
+    assert download.value.suggested_filename == "panel-log_ratios-chosen.png"
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+    assert desk.said == []
+
+
+def test_printing_is_light_and_has_every_figure(browser: Any, address: str) -> None:
+    opened = Opened(browser, address, WIDTHS["desk"], "dark")
+    opened.page.pdf()
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.page.evaluate("document.documentElement.dataset.theme") == "light"
+    missing = "[...document.querySelectorAll('.figure:not([hidden]) .plot')].filter(p => !p.querySelector('.main-svg'))"
+    assert opened.page.evaluate(f"{missing}.length") == 0
+    opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert opened.said == []
+    opened.context.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [("desk", "dark"), ("phone", "light")])

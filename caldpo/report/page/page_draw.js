@@ -33,7 +33,7 @@ function endLabels(labels, range, height, most) {
     placed[i].pixel = Math.min(placed[i].pixel, i + 1 < placed.length ? placed[i + 1].pixel - LABEL_HEIGHT : height);
   return placed.map(({ group, y, pixel, wanted }) => ({
     xref: "paper", x: 1, y, yref: "y", xanchor: "left", xshift: 5, yshift: wanted - pixel, showarrow: false,
-    text: plain(short(DATA.groups[group].label, most)), font: { size: 11, color: colourOf(group) }, captureevents: false,
+    text: shortLabel(group, most), font: { size: 11, color: colourOf(group) }, captureevents: false,
   }));
 }
 

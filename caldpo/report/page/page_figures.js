@@ -151,7 +151,7 @@ function frontierFigure() {
     });
   }
   const annotations = shown.length > 40 ? [] : shown.map((point) => ({
-    x: wide ? Math.log10(point.kl[0]) : point.kl[0], y: point.reward[0], text: plain(short(DATA.groups[point.group].label, 26)),
+    x: wide ? Math.log10(point.kl[0]) : point.kl[0], y: point.reward[0], text: shortLabel(point.group, 26),
     showarrow: false, xanchor: "left", xshift: 9, yshift: 9, font: { size: 11, color: colourOf(point.group) },
   }));
   const shapes = reference === null ? [] : [ruler("y", reference, "dash")];
@@ -217,7 +217,7 @@ function displacementFigure() {
       }),
       yaxis: axis("", {
         tickmode: "array", tickvals: order.map((_, i) => i), range: [order.length - 0.5, -0.5], gridcolor: "rgba(0,0,0,0)",
-        ticktext: order.map((group) => plain(short(DATA.groups[group].label, 24))),
+        ticktext: order.map((group) => shortLabel(group, 24)),
       }),
       shapes: [ruler("x", 0, "solid")],
       height: Math.max(320, 90 + 34 * order.length),

@@ -25,6 +25,13 @@ function short(text, most) {
   return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
+// of a long label its ends: the loss, and the value that tells it from its neighbours
+function shortLabel(group, most) {
+  const { label } = DATA.groups[group];
+  const tail = Math.floor(most / 3);
+  return plain(label.length > most ? `${label.slice(0, most - tail - 1)}…${label.slice(-tail)}` : label);
+}
+
 function textNumber(value) {
   if (value === null || value === undefined) return "-";
   const size = Math.abs(value);
