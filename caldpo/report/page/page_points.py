@@ -78,7 +78,8 @@ def displacement(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
     """Return quantiles of both sides' log-ratios (nats), and the share of pairs both of whose responses fell, by length
     in tokens; None where no group was evaluated so.
     """
-    ranges, lengths = [], []
+    ranges: list[dict[str, Any]] = []
+    lengths: list[dict[str, Any]] = []
     for place, group in enumerate(groups):
         for side in SIDES:
             values = quantiles(group, side)
