@@ -1,4 +1,4 @@
-"""``python -m caldpo.compare FOLDER``: report, table and pictures of a sweep, from the runs' files."""
+"""``python -m caldpo.compare FOLDER``: page, report, table and pictures of a sweep, from the runs' files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
 from caldpo.utils.atomic_io import write_text
 
+PAGE = "report.html"
 DYNAMICS = ("reward_dynamics.png", "reward_dynamics.svg")
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def compare_runs(
     band: Literal["range", "sd"] = "range",
     dpi: PositiveInt = 150,
 ) -> Path:
-    """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
+    """Write ``report.html``, ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
     Args:
         sweep: folder of a sweep, of several sweeps, or of one run, a csv that W&B has exported, or a list of such;
@@ -78,6 +79,21 @@ def compare_runs(
     return place
 
 
+def write_sweep_page(folder: Path) -> Path | None:
+    """Write ``report.html`` of the runs of a sweep, without anything else; None where no finished run has curves."""
+    from caldpo.report.grouping import group_runs
+    from caldpo.report.page.page_html import render_page
+    from caldpo.report.read_runs import read_runs
+    from caldpo.report.shown_metrics import CHOSEN, is_drawn
+
+    groups = group_runs(read_runs(find_runs(folder), folder, is_whole=is_drawn))
+    if not any(CHOSEN.curve(run.curves) for group in groups for run in group.finished):
+        return None
+    tasks = [task] if (task := sweep_overrides(folder)) else []
+    write_text(folder / PAGE, render_page(groups, [folder], "range", tasks))
+    return folder / PAGE
+
+
 def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
     from caldpo.report.escaping import shorten
     from caldpo.report.shown_metrics import CHOSEN
@@ -108,11 +124,12 @@ def _write(
     band: Literal["range", "sd"],
     dpi: int,
 ) -> tuple[list[Path], list[str]]:
-    """Write everything; return the paths, the report first, and what could not be drawn."""
+    """Write everything; return the paths, the page and the report first, and what could not be drawn."""
     from caldpo.report import dynamics_plot, evaluation_plots, frontier_plot, loss_terms_plot
     from caldpo.report.comparison_facts import headline as headline_of
     from caldpo.report.comparison_table import write_comparison
     from caldpo.report.markdown_report import report
+    from caldpo.report.page.page_html import render_page
 
     headline = headline_of(finished)
     figures: dict[tuple[str, ...], Callable[[], Figure | None]] = {
@@ -130,6 +147,7 @@ def _write(
             drawn += _draw(make, [place / name for name in names], dpi, failed)
         write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := sweep_overrides(folder))]
+        page = _write_page(place, lambda: render_page(groups, folders, band, tasks, failed), failed)
         write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
     except OSError as error:
         raise CaldpoError(
@@ -138,7 +156,21 @@ def _write(
             value=place,
             remedy="make the folder writable, or name another one: output=FOLDER",
         ) from error
-    return [place / name for name in ("report.md", *drawn, "comparison.csv")], failed
+    return [place / name for name in (*page, "report.md", *drawn, "comparison.csv")], failed
+
+
+def _write_page(place: Path, make: Callable[[], str], failed: list[str]) -> list[str]:
+    """Write the page; return its name. One that cannot be made costs the page, named in ``failed``, not the rest."""
+    from caldpo.config.run_lifecycle import describe_error
+
+    try:
+        text = make()
+    except Exception as error:  # as of figures
+        failed.append(f"{PAGE} could not be made: {describe_error(error)}")
+        (place / PAGE).unlink(missing_ok=True)
+        return []
+    write_text(place / PAGE, text)
+    return [PAGE]
 
 
 def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, failed: list[str]) -> list[str]:
