@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from caldpo.config.bounds import PositiveInt
+from caldpo.config.bounds import Port, PositiveInt
 from caldpo.config.find_runs import find_runs, is_run, no_folder_error, sweep_overrides
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
@@ -31,6 +31,8 @@ def compare_runs(
     output: str | None = None,
     band: Literal["range", "sd"] = "range",
     dpi: PositiveInt = 150,
+    watch: bool = False,
+    port: Port = 0,
 ) -> Path:
     """Write ``report.html``, ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
@@ -41,6 +43,9 @@ def compare_runs(
             ``outputs``.
         band: what is drawn around a mean over seeds: ``range`` (lowest to highest) or ``sd`` (+-1).
         dpi: resolution of the .png files.
+        watch: serve the page on this machine, and let it follow the runs, until Ctrl-C; then write all, unless no run
+            has finished. The folders need not exist yet.
+        port: that it is served on; 0 takes any that is free.
 
     Returns:
         The folder that all was written into.
@@ -55,11 +60,20 @@ def compare_runs(
     named = [path.parent if path.name == NAME and is_run(path.parent) else path for path in named]
     exports = [path for path in named if path.is_file()]
     folders = [path for path in named if path not in exports]
-    runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
     place = Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     place = root if len(named) == len(folders) == 1 else place
     place = place if output is None else Path(output).expanduser().absolute()
+
+    if watch and exports:
+        remedy = "leave it out: only folders of runs are watched"
+        raise CaldpoError("an exported file does not grow", key="sweep", value=exports[0], remedy=remedy)
+    if watch:
+        from caldpo.report.live.watch import watch_runs
+
+        if not watch_runs(folders, root, band, port):
+            return place
+    runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
 
     # Heavy from here on: a wrong folder has been answered.
     from rich.console import Console

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from caldpo.config.run_lifecycle import RUNNING
 from caldpo.metric_definitions import KL, TRUE_REWARD, WIN_RATE, MetricDefinition
 from caldpo.report import shown_metrics
 from caldpo.report.escaping import first_of
@@ -109,8 +110,10 @@ def _chosen(groups: Sequence[RunGroup]) -> list[str]:
 
 def _unfinished(groups: Sequence[RunGroup]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
-    left_out = sum(not run.finished for run in runs)
-    return [f"{left_out} of {len(runs)} runs did not finish, and count nowhere."] if left_out else []
+    training = sum(run.status == RUNNING for run in runs)
+    left_out = sum(not run.finished for run in runs) - training
+    said = [f"{left_out} of {len(runs)} runs did not finish, and count nowhere."] if left_out else []
+    return [*said, f"{training} of {len(runs)} runs still train, and count nowhere yet."] if training else said
 
 
 def _apart(one: Estimate, other: Estimate) -> bool:

@@ -6,13 +6,15 @@
 const LEGEND = byId("legend");
 
 function drawLegend() {
-  LEGEND.replaceChildren(...DATA.groups.map(({ label }, group) => {
+  LEGEND.replaceChildren(...DATA.groups.map(({ label, state }, group) => {
     const pressed = STATE.visible.has(group);
-    const button = element("button", { type: "button", className: "setting" }, swatch(group), element("span", { textContent: label }));
+    const button = element("button", { type: "button", className: "setting" }, swatch(group), element("span", { textContent: label }),
+      ...(state ? [element("span", { className: "note state", textContent: state })] : []));
     button.setAttribute("aria-pressed", pressed);
     button.dataset.group = group;
     return button;
   }));
+  byId("pair").hidden = pair().length < 2;
   find();
 }
 
@@ -47,16 +49,15 @@ byId("none").addEventListener("click", () => {
   const left = new Set(found());
   showGroups([...STATE.visible].filter((group) => !left.has(group)));
 });
-const PAIR = DATA.groups.map((_, group) => group).filter((group) => DATA.groups[group].on_top);
-byId("pair").hidden = PAIR.length < 2;
-byId("pair").addEventListener("click", () => showGroups(PAIR));
+const pair = () => DATA.groups.map((_, group) => group).filter((group) => DATA.groups[group].on_top);
+byId("pair").addEventListener("click", () => showGroups(pair()));
 
 // ---- scales and steps
 
 for (const radio of document.getElementsByName("scale"))
   radio.addEventListener("change", () => { STATE.scale = radio.value; clearPanels(); });
 byId("logarithmic").checked = STATE.logarithmic;
-byId("logarithmic").addEventListener("change", ({ target }) => { STATE.logarithmic = target.checked; clearPanels(); });
+byId("logarithmic").addEventListener("change", ({ target }) => { STATE.logarithmic = target.checked; STATE.chosen = true; clearPanels(); });
 byId("bands").addEventListener("change", ({ target }) => { STATE.bands = target.checked; redraw(); });
 
 function clearPanels() {
@@ -75,15 +76,34 @@ function typedSteps() {
 
 for (const id of ["from", "to"]) byId(id).addEventListener("change", typedSteps);
 byId("all-steps").addEventListener("click", () => setSteps(null));
-for (const button of document.querySelectorAll("[data-reset]")) button.addEventListener("click", () => resetZoom(button.dataset.reset));
-for (const button of document.querySelectorAll("[data-save]"))
-  button.addEventListener("click", async () => {
-    const plot = byId(`plot-${button.dataset.save}`);
-    await draw(plot);
-    await Plotly.downloadImage(plot, { format: "png", scale: 2, filename: button.dataset.save, width: plot.clientWidth, height: plot.clientHeight });
-  });
-if (byId("term-setting"))
-  byId("term-setting").addEventListener("change", ({ target }) => { STATE.term = Number(target.value); redraw(); });
+
+async function save(id) {
+  const plot = byId(`plot-${id}`);
+  await draw(plot);
+  await Plotly.downloadImage(plot, { format: "png", scale: 2, filename: id, width: plot.clientWidth, height: plot.clientHeight });
+}
+
+// ---- what stands in the sections, which may be replaced while the page is open
+
+const PRESSED = {
+  "[data-reset]": (button) => resetZoom(button.dataset.reset),
+  "[data-save]": (button) => save(button.dataset.save),
+  "button.copy": (button) => copyCommand(button),
+  "#finals thead button": (button) => sortBy(button.closest("th").cellIndex),
+  "#prompt-before": () => movePrompt(-1),
+  "#prompt-next": () => movePrompt(1),
+};
+document.addEventListener("click", ({ target }) => {
+  for (const [selector, act] of Object.entries(PRESSED)) {
+    const button = target.closest(selector);
+    if (button) act(button);
+  }
+});
+document.addEventListener("change", ({ target }) => {
+  if (target.id === "term-setting") { STATE.term = Number(target.value); redraw(); }
+  if (target.id === "prompt") drawAnswers();
+});
+document.addEventListener("input", ({ target }) => { if (target.id === "prompt-filter") drawPrompts(); });
 
 // ---- theme: as the system has it, or as the reader wants it
 
@@ -116,12 +136,16 @@ addEventListener("afterprint", () => setTheme(beforePrinting || "automatic"));
 
 // ---- sorting
 
-const FINALS = byId("finals");
-
 function sortBy(place) {
-  const heads = [...FINALS.tHead.rows[0].cells];
-  const falling = heads[place].getAttribute("aria-sort") === "descending";
-  const direction = falling ? "ascending" : "descending";
+  const head = byId("finals").tHead.rows[0].cells[place];
+  const direction = head.getAttribute("aria-sort") === "descending" ? "ascending" : "descending";
+  sortTable(place, direction);
+  say(`sorted by ${head.querySelector("button").textContent}, ${direction}`);
+}
+
+function sortTable(place, direction) {
+  const table = byId("finals");
+  const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, i) => head.setAttribute("aria-sort", i === place ? direction : "none"));
   const sign = direction === "ascending" ? 1 : -1;
   const value = (row) => row.cells[place].dataset.value;
@@ -129,14 +153,8 @@ function sortBy(place) {
     if (value(a) === "" || value(b) === "") return (value(a) === "") - (value(b) === ""); // unknown ones last
     return sign * (place === 0 ? value(a).localeCompare(value(b), undefined, { numeric: true }) : Number(value(a)) - Number(value(b)));
   };
-  FINALS.tBodies[0].append(...[...FINALS.tBodies[0].rows].sort(compare));
-  say(`sorted by ${heads[place].querySelector("button").textContent}, ${direction}`);
+  table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
 }
-
-FINALS.tHead.addEventListener("click", ({ target }) => {
-  const head = target.closest("th");
-  if (target.closest("button") && head) sortBy(head.cellIndex);
-});
 
 // ---- samples
 
@@ -187,13 +205,6 @@ function movePrompt(by) {
   drawAnswers();
 }
 
-if (DATA.samples) {
-  byId("prompt-filter").addEventListener("input", drawPrompts);
-  byId("prompt").addEventListener("change", drawAnswers);
-  byId("prompt-before").addEventListener("click", () => movePrompt(-1));
-  byId("prompt-next").addEventListener("click", () => movePrompt(1));
-}
-
 // ---- copying
 
 async function copy(text) {
@@ -208,14 +219,12 @@ async function copy(text) {
   }
 }
 
-document.addEventListener("click", async ({ target }) => {
-  const button = target.closest("button.copy");
-  if (!button) return;
+async function copyCommand(button) {
   await copy(button.closest(".command").querySelector("code").textContent);
   say("copied");
   button.classList.add("done");
   setTimeout(() => button.classList.remove("done"), 1500);
-});
+}
 
 // ---- begin
 

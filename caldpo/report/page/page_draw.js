@@ -7,11 +7,15 @@ const LABEL_HEIGHT = 13;
 const DRAWN = new Set();
 const IN_VIEW = new Set();
 
-DATA.panels.forEach((panel) => { FIGURES[`panel-${panel.id}`] = () => stepsPanel(panel); });
-if (DATA.frontier) FIGURES.frontier = frontierFigure;
-if (DATA.calibration.length) FIGURES.calibration = calibrationFigure;
-if (DATA.displacement) Object.assign(FIGURES, { displacement: displacementFigure, lengths: lengthsFigure });
-if (DATA.terms.length) FIGURES.terms = termsFigure;
+function listFigures() {
+  for (const id of Object.keys(FIGURES)) delete FIGURES[id];
+  DATA.panels.forEach((panel) => { FIGURES[`panel-${panel.id}`] = () => stepsPanel(panel); });
+  if (DATA.frontier) FIGURES.frontier = frontierFigure;
+  if (DATA.calibration.length) FIGURES.calibration = calibrationFigure;
+  if (DATA.displacement) Object.assign(FIGURES, { displacement: displacementFigure, lengths: lengthsFigure });
+  if (DATA.terms.length) FIGURES.terms = termsFigure;
+}
+listFigures();
 
 // labels beside the plot at the heights of their curves' ends, moved apart where they would overlap
 function endLabels(labels, range, height, most) {

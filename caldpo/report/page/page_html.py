@@ -12,6 +12,7 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ from caldpo.report.loss_style import DASHES, MARKERS, ON_TOP, looks
 from caldpo.report.markdown_report import BANDS
 from caldpo.report.page import page_curves, page_points, page_tables
 from caldpo.report.page.headline_sentence import sentences
+from caldpo.report.page.live_groups import drawn_groups
 from caldpo.report.page.page_numbers import limited
-from caldpo.report.page.page_samples import samples
+from caldpo.report.page.page_samples import LinesOf, samples
 from caldpo.report.statistics import BandKind
 from caldpo.utils.text_format import counted, number
 
@@ -42,9 +44,25 @@ _SCRIPTS = (
     "page_draw.js",
     "page_controls.js",
 )  # as they load
+_FOLLOWS = "page_live.js"
 _SHOWN_AT_FIRST = 12  # settings; of more the others are switched on by the reader
 _ROWS = 100  # of a figure's text alternative
 _CODE = re.compile(r"`([^`]*)`")
+
+
+@dataclass(frozen=True)
+class Live:
+    """How a page follows its runs.
+
+    Args:
+        version: of what it shows, as the server tells it.
+        lines_of: reads a file of samples, as ``page_samples.read_lines``.
+        bare: without scripts and style, to be put into a page that has them.
+    """
+
+    version: str
+    lines_of: LinesOf
+    bare: bool = False
 
 
 def render_page(
@@ -53,6 +71,7 @@ def render_page(
     kind: BandKind,
     tasks: Sequence[Sequence[str]] = (),
     failed: Sequence[str] = (),
+    live: Live | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -62,29 +81,32 @@ def render_page(
         kind: what the bands of the curves show.
         tasks: overrides that started each sweep, where they are known.
         failed: which figures of the report could not be drawn, and why.
+        live: how the page follows its runs; None of a page that is a file.
     """
-    from plotly.offline import get_plotlyjs  # half a second
-
     measured = [group for group in groups if group.finished]
     runs = [run for group in groups for run in group.runs]
-    data = page_data(measured, kind)
-    scripts = [get_plotlyjs(), *((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)]
+    drawn = [(group, "") for group in measured] if live is None else drawn_groups(groups)
+    data = page_data([group for group, _ in drawn], kind, live and live.lines_of)
+    for entry, (_, state) in zip(data["groups"], drawn, strict=True):
+        entry["state"] = state
+    scripts = _scripts(live)
     shown = page_tables.columns(measured)
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
-            policy=_policy(scripts),
+            policy=_policy(scripts, live),
+            live=live,
             scripts=[Markup(script) for script in scripts],
-            style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+            style=Markup("" if live and live.bare else (_FOLDER / "page.css").read_text(encoding="utf-8")),
             title=", ".join(path.name for path in folders),
             headline=facts.headline(measured) if measured else "no finished run",
             seeds=facts.count_text(group.seeds for group in measured) if measured else "",
             sentences=sentences(groups),
             band=BANDS[kind],
             data=data,
-            groups=measured,
-            alternatives=_words(measured, data),
+            groups=[group for group, _ in drawn],
+            alternatives=_words([group for group, _ in drawn], data),
             columns=shown,
             rows=page_tables.table_rows(groups, shown),
             formulas=report_rows.formula_rows(measured),
@@ -102,8 +124,20 @@ def render_page(
     )
 
 
-def page_data(groups: Sequence[RunGroup], kind: BandKind) -> dict[str, Any]:
-    """Return what the page's script draws, as plain JSON values: the groups and their looks, curves and points."""
+def _scripts(live: Live | None) -> list[str]:
+    if live and live.bare:
+        return []
+    from plotly.offline import get_plotlyjs  # half a second
+
+    names = [*_SCRIPTS[:-1], *([_FOLLOWS] if live else []), _SCRIPTS[-1]]  # it keeps the sections as they came
+    return [get_plotlyjs(), *((_FOLDER / name).read_text(encoding="utf-8") for name in names)]
+
+
+def page_data(groups: Sequence[RunGroup], kind: BandKind, lines_of: LinesOf | None = None) -> dict[str, Any]:
+    """Return what the page's script draws, as plain JSON values: the groups and their looks, curves and points.
+
+    ``lines_of`` reads a file of samples as ``page_samples.read_lines``, which None takes.
+    """
     panels = page_curves.panels(groups, kind)
     return {
         "groups": [
@@ -111,6 +145,7 @@ def page_data(groups: Sequence[RunGroup], kind: BandKind) -> dict[str, Any]:
                 "label": group.label,
                 "on_top": group.loss in ON_TOP,
                 "seeds": group.seeds,
+                "runs": [run.name for run in group.runs],
                 "colours": [look.colour, look.on_dark],
                 "dash": DASHES[look.pattern][1],
                 "symbol": MARKERS[look.mark][1],
@@ -126,7 +161,7 @@ def page_data(groups: Sequence[RunGroup], kind: BandKind) -> dict[str, Any]:
         "calibration": page_points.calibration(groups),
         "displacement": page_points.displacement(groups),
         "terms": page_curves.terms(groups),
-        "samples": samples(groups),
+        "samples": samples(groups, lines_of),
     }
 
 
@@ -163,12 +198,16 @@ def _words(groups: Sequence[RunGroup], data: dict[str, Any]) -> dict[str, Any]:
     return {name: (header, *limited(rows, _ROWS)) for name, (header, rows) in tables.items()}
 
 
-def _policy(scripts: Sequence[str]) -> str:
-    """Write a Content-Security-Policy under which the page's own scripts run, and nothing else is run or fetched."""
+def _policy(scripts: Sequence[str], live: Live | None) -> str:
+    """Write a Content-Security-Policy under which the page's own scripts run, and nothing else is run or fetched.
+
+    A page that follows its runs may ask the server that it is from.
+    """
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     own = " ".join(f"'sha256-{digest}'" for digest in digests)
     parts = (f"script-src {own}", "style-src 'unsafe-inline'", "img-src data: blob:", "base-uri 'none'")
-    return "; ".join(("default-src 'none'", *parts, "form-action 'none'"))
+    asks = ("connect-src 'self'",) if live else ()
+    return "; ".join(("default-src 'none'", *parts, *asks, "form-action 'none'"))
 
 
 def _inline(markdown: str) -> Markup:

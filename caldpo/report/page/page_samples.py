@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,24 @@ ORACLE_SAMPLES = "oracle_samples.jsonl"
 _PROMPTS = 40  # of a page
 _ANSWERS = 4_000  # of a page
 _LONGEST = 4_000  # characters of a text
+LinesOf = Callable[[Path], Iterable[Any]]
 _SHOWN_CONTROLS = "\n\t"
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn")  # as of escaping.one_line
 
 
-def samples(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
+def samples(groups: Sequence[RunGroup], lines_of: LinesOf | None = None) -> dict[str, Any] | None:
     """Return prompts, each with the answers to it: ``{group, text, reward, log_ratio}``.
 
     ``group`` is None for the reference, and ``"chosen"`` for the data's preferred response. Of each group the first run
-    that has samples answers. None where no run has any.
+    that has samples answers. ``lines_of`` reads a file as :func:`read_lines`. None where no run has any.
     """
     prompts: dict[str, dict[str, Any]] = {}
     sources, bad, cut = [], 0, False
     most = max(2, min(_PROMPTS, _ANSWERS // max(1, len(groups))))
     for place, group in enumerate(groups):
-        run, rows = next(((run, rows) for run in group.finished if (rows := list(_rows(run)))), (None, []))
+        run, rows = next(
+            ((run, rows) for run in group.finished if (rows := list(_rows(run, lines_of or read_lines)))), (None, [])
+        )
         if run is None:
             continue
         sources.append({"group": place, "seed": run.seed, "step": rows[0].get("step")})
@@ -69,13 +72,13 @@ def _answers(place: int, row: dict[str, Any]) -> Iterator[tuple[Any, dict[str, A
     yield place, {"group": place, "text": _text(row["text"]), "reward": _number(reward), "log_ratio": _number(ratio)}
 
 
-def _rows(run: Run) -> Iterator[dict[str, Any]]:
+def _rows(run: Run, lines_of: LinesOf) -> Iterator[dict[str, Any]]:
     """Samples of the final policy: as evaluated, else as the last evaluation of training left them."""
-    evaluated = [_as_text(row, "policy") for row in _lines(run.folder / FOLDER / ORACLE_SAMPLES)]
+    evaluated = [_as_text(row, "policy") for row in lines_of(run.folder / FOLDER / ORACLE_SAMPLES)]
     if any("broken" not in row for row in evaluated):
         yield from evaluated
         return
-    logged = [_as_text(row, "sample") for row in _lines(run.folder / SAMPLES)]
+    logged = [_as_text(row, "sample") for row in lines_of(run.folder / SAMPLES)]
     steps = [row["step"] for row in logged if is_number(row.get("step"))]
     yield from (row for row in logged if "broken" in row or not steps or row.get("step") == max(steps))
 
@@ -86,7 +89,8 @@ def _as_text(row: Any, key: str) -> dict[str, Any]:
     return {**row, "text": row[key]} if fits else {"broken": True}
 
 
-def _lines(path: Path) -> Iterator[Any]:
+def read_lines(path: Path) -> Iterator[Any]:
+    """Yield the JSON value of each line of a file, None of one that is none; nothing where the file cannot be read."""
     if not path.is_file():
         return
     try:

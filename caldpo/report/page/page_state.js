@@ -5,6 +5,7 @@ const STATE = {
   visible: new Set(DATA.shown),
   scale: "nats",
   logarithmic: DATA.logarithmic,
+  chosen: false, // whether the reader has chosen the axis
   bands: true,
   steps: null, // [from, to] of the figures over steps
   theme: "automatic",
