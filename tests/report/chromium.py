@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,13 @@ class Opened:
         for plot in self.page.query_selector_all(".figure:not([hidden]) .plot"):
             plot.scroll_into_view_if_needed()
             self.page.wait_for_function("plot => plot.querySelector('.main-svg') !== null", arg=plot)
+
+    def wait(self, expression: str, arg: Any = None) -> None:
+        """Wait until it holds, by asking from here: what playwright asks again by itself is eval, which the page forbids."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not self.page.evaluate(expression, arg):
+            assert time.monotonic() < end, expression
+            self.page.wait_for_timeout(50)
 
     def groups(self, id: str) -> set[str]:
         """Labels of the settings that a figure draws."""

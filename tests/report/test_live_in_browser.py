@@ -16,8 +16,8 @@ from tests.report.runs import finals, held_out, write_run
 
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = needs_chromium
-PANEL = "plot-panel-log_ratios-chosen"
-CURVE = f"""label => document.getElementById("{PANEL}").data
+PANEL = "panel-log_ratios-chosen"
+CURVE = f"""label => document.getElementById("plot-{PANEL}").data
   .filter(trace => trace.meta && trace.mode === "lines+markers" && DATA.groups[trace.meta.group].label === label)
   .map(trace => trace.customdata).flat()"""
 LOSSES = {"cpo": -2.0, "ipo": -6.0}
@@ -42,16 +42,16 @@ class Followed:
         self.server = stack.enter_context(serving(folder))
         self.opened = Opened(browser, self.server.address, {"width": 1280, "height": 900})
         self.page = self.opened.page
-        self.page.wait_for_function("document.querySelectorAll('#live-runs tr').length === 1")
+        self.opened.wait("document.querySelectorAll('#live-runs tr').length === 1")
         self.draw()
         self.page.evaluate("window.unchanged = true")
 
     def draw(self) -> None:
         self.page.locator("#dynamics").scroll_into_view_if_needed()
-        self.page.wait_for_function(f"document.getElementById('{PANEL}').data")
+        self.opened.wait(f"document.getElementById('plot-{PANEL}').data")
 
     def until(self, label: str, curve: list[float]) -> None:
-        self.page.wait_for_function(f"curve => String(({CURVE})('{label}')) === String(curve)", arg=curve)
+        self.opened.wait(f"curve => String(({CURVE})('{label}')) === String(curve)", curve)
         assert self.page.evaluate("window.unchanged"), "the document was not loaded again"
 
 
@@ -82,14 +82,14 @@ def test_the_curve_grows_and_what_the_reader_chose_stays(followed: Followed) -> 
     followed.draw()
     head.locator("button").focus()
     followed.until("dpo", [0, -1])
-    plot = page.evaluate_handle(f"document.getElementById('{PANEL}')")
+    plot = page.evaluate_handle(f"document.getElementById('plot-{PANEL}')")
 
     evaluate(followed.run, 10, -3.0)
     followed.until("dpo", [0, -1, -3])
     assert followed.opened.groups(PANEL) == {"dpo", "cpo"}
     assert page.locator("#legend button", has_text="ipo").get_attribute("aria-pressed") == "false"
-    assert page.evaluate(f"document.getElementById('{PANEL}').layout.xaxis.range") == [0, 12]
-    assert page.evaluate(f"plot => plot === document.getElementById('{PANEL}')", plot), "drawn on, not anew"
+    assert page.evaluate(f"document.getElementById('plot-{PANEL}').layout.xaxis.range") == [0, 12]
+    assert page.evaluate(f"plot => plot === document.getElementById('plot-{PANEL}')", plot), "drawn on, not anew"
     assert page.locator("#logarithmic").is_checked()
     assert not page.locator("#bands").is_checked()
     assert page.locator("#dynamics details").first.get_attribute("open") is not None
@@ -97,8 +97,8 @@ def test_the_curve_grows_and_what_the_reader_chose_stays(followed: Followed) -> 
 
     followed.lock.close()
     end(followed.run, metrics=finals(held_out(10, -3.0, -6.0)))
-    page.wait_for_function("document.querySelectorAll('#finals tbody td.best, #finals tbody tr').length >= 3")
-    page.wait_for_function("!DATA.groups.some(group => group.state)")
+    followed.opened.wait("document.querySelectorAll('#finals tbody td.best, #finals tbody tr').length >= 3")
+    followed.opened.wait("!DATA.groups.some(group => group.state)")
     assert (
         page.locator("#finals thead th", has_text="chosen log-ratio").first.get_attribute("aria-sort") == "descending"
     )
@@ -108,7 +108,7 @@ def test_the_curve_grows_and_what_the_reader_chose_stays(followed: Followed) -> 
     assert page.locator("#legend button", has_text="ipo").get_attribute("aria-pressed") == "false"
     assert page.evaluate("window.unchanged")
     assert followed.opened.said == []
-    assert all(url.startswith(followed.server.address) or url.startswith("data:") for url in followed.opened.asked)
+    assert all(url.startswith((followed.server.address, "data:")) for url in followed.opened.asked)
 
 
 def test_another_setting_appears_though_names_change(followed: Followed, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_another_setting_appears_though_names_change(followed: Followed, tmp_pat
     page.locator("#legend button", has_text="dpo").click()
     rows = [held_out(0, 0.0, 0.0), held_out(20, 3.0, 1.0)]
     write_run(tmp_path / "other", "dpo", rows=rows, metrics=finals(rows[1]), loss_keys={"beta": 0.7})
-    page.wait_for_function("DATA.groups.length === 4")
+    followed.opened.wait("DATA.groups.length === 4")
     labels = {
         button.inner_text().split("\n")[0]: button.get_attribute("aria-pressed")
         for button in page.locator("#legend button").all()
@@ -136,5 +136,5 @@ def test_nothing_stands_in_the_way_and_a_server_that_is_gone_is_said(followed: F
     assert [(fault["id"], fault["nodes"][0]["html"]) for fault in serious] == []
     followed.server.shutdown()
     followed.server.server_close()
-    page.wait_for_function("document.getElementById('live-said').textContent.includes('does not answer')")
+    followed.opened.wait("document.getElementById('live-said').textContent.includes('does not answer')")
     assert followed.opened.groups(PANEL) == {"dpo", "ipo", "cpo"}

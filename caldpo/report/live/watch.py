@@ -23,8 +23,8 @@ def watch_runs(folders: Sequence[Path], root: Path, band: BandKind, port: int) -
     page = LivePage(folders, root, band)
     with PageServer(page, port) as server:
         names = ", ".join(map(str, folders))
-        print(f"watching {names}: {server.address}  (Ctrl-C stops, and writes the report)", flush=True)
         try:
+            print(f"watching {names}: {server.address}  (Ctrl-C stops, and writes the report)", flush=True)
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             pass
