@@ -49,7 +49,7 @@ class Opened:
             self.page.wait_for_function("plot => plot.querySelector('.main-svg') !== null", arg=plot)
 
     def wait(self, expression: str, arg: Any = None) -> None:
-        """Wait until it holds, by asking from here: what playwright asks again by itself is eval, which the page forbids."""
+        """Wait until it holds, asked from here: what playwright asks again by itself is eval, which the page forbids."""
         end = time.monotonic() + PATIENCE / 1000
         while not self.page.evaluate(expression, arg):
             assert time.monotonic() < end, expression
