@@ -46,10 +46,10 @@ class Opened:
         """Scroll until each figure that is shown was drawn."""
         for plot in self.page.query_selector_all(".figure:not([hidden]) .plot"):
             plot.scroll_into_view_if_needed()
-            self.page.wait_for_function("plot => plot.querySelector('.main-svg') !== null", arg=plot)
+            self.wait("plot => plot.querySelector('.main-svg') !== null", plot)
 
     def wait(self, expression: str, arg: Any = None) -> None:
-        """Wait until it holds, asked from here: what playwright asks again by itself is eval, which the page forbids."""
+        """Wait until it holds, asked from here: what playwright itself asks again is eval, which the page forbids."""
         end = time.monotonic() + PATIENCE / 1000
         while not self.page.evaluate(expression, arg):
             assert time.monotonic() < end, expression

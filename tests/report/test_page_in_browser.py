@@ -95,14 +95,14 @@ def test_scale_and_axis_are_switched(desk: Opened) -> None:
     desk.page.locator("input[name=scale][value=reward]").check()
     assert not desk.page.locator("#plot-panel-log_ratios-chosen").is_visible()
     desk.page.locator("#plot-panel-rewards-chosen").scroll_into_view_if_needed()
-    desk.page.wait_for_function("document.getElementById('plot-panel-rewards-chosen').data")
+    desk.wait("document.getElementById('plot-panel-rewards-chosen').data")
     assert desk.page.evaluate(LAST_OF_DPO, "plot-panel-rewards-chosen") == pytest.approx(-0.75)
     desk.page.locator("input[name=scale][value=nats]").check()
 
 
 def test_steps_are_zoomed_together_and_reset(desk: Opened) -> None:
     desk.page.locator("#plot-panel-log_ratios-chosen").scroll_into_view_if_needed()
-    desk.page.wait_for_function("document.getElementById('plot-panel-log_ratios-chosen').data")
+    desk.wait("document.getElementById('plot-panel-log_ratios-chosen').data")
     desk.page.locator("#from").fill("5")
     desk.page.locator("#to").fill("15")
     desk.page.locator("#to").press("Tab")
@@ -140,7 +140,7 @@ def test_prompts_are_filtered(desk: Opened) -> None:
 
 def test_a_command_is_copied(desk: Opened) -> None:
     desk.page.locator("#commands button.copy").first.click()
-    desk.page.wait_for_function("document.getElementById('said').textContent === 'copied'")
+    desk.wait("document.getElementById('said').textContent === 'copied'")
     copied = desk.page.evaluate("navigator.clipboard.readText()")
     assert copied == "python -m caldpo.train -m loss=dpo,cal_dpo,ipo seed=0,1"
     assert desk.said == [], "nothing went wrong until here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -55,10 +56,19 @@ def sweep_seconds_left(runs: Sequence[WatchedRun], waiting: int, now: float) -> 
 
 
 def planned_runs(folder: Path) -> int | None:
-    """Return how many runs a sweep starts, by Hydra's record of it; None where there is none, or it does not say."""
+    """Return how many runs a sweep starts, by Hydra's record of it; None where there is none or it does not say."""
     try:
-        jobs = expand_sweep(None, OmegaConf.load(folder / "multirun.yaml"))
-    except Exception:  # a file that is no such record, or that another version wrote: the number is not known
+        record = folder / "multirun.yaml"
+        return _planned(record, record.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@functools.lru_cache
+def _planned(record: Path, written: int) -> int | None:
+    try:
+        jobs = expand_sweep(None, OmegaConf.load(record))
+    except Exception:  # it is no such record, or another version wrote it: the number is not known
         return None
     return len(jobs.jobs) if jobs.complete and not jobs.problems else None
 
