@@ -13,6 +13,7 @@ from caldpo.config.run_lifecycle import FINISHED, RUNNING
 from caldpo.config.run_lock import read_owner
 from caldpo.config.sweep_jobs import expand_sweep
 from caldpo.report.live.watched_runs import WatchedRun
+from caldpo.utils.yaml_io import read_yaml
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
@@ -67,7 +68,7 @@ def planned_runs(folder: Path) -> int | None:
 @functools.lru_cache
 def _planned(record: Path, written: int) -> int | None:
     try:
-        jobs = expand_sweep(None, OmegaConf.load(record))
+        jobs = expand_sweep(None, OmegaConf.create({**read_yaml(record)}))
     except Exception:  # it is no such record, or another version wrote it: the number is not known
         return None
     return len(jobs.jobs) if jobs.complete and not jobs.problems else None

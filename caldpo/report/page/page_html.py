@@ -86,7 +86,7 @@ def render_page(
     measured = [group for group in groups if group.finished]
     runs = [run for group in groups for run in group.runs]
     drawn = [(group, "") for group in measured] if live is None else drawn_groups(groups)
-    data = page_data([group for group, _ in drawn], kind, live and live.lines_of)
+    data = page_data([group for group, _ in drawn], kind, live.lines_of if live else None)
     for entry, (_, state) in zip(data["groups"], drawn, strict=True):
         entry["state"] = state
     scripts = _scripts(live)
