@@ -3,8 +3,8 @@
 # so that the margin is beta (exp(-b) - exp(-a)) of the log-ratios a (chosen) and b (rejected), with slope +beta for a
 # and -beta for b at policy = reference: training begins as DPO's does.
 # oxrl's margin is DPO's plus the link with the other sign, beta (a - b + exp(-a) - exp(-b)). Its slope is 0 where the policy is
-# the reference, which is where every training begins, and its loss rises where a response becomes less likely than under the
-# reference, chosen or rejected alike. Seen, the loss's gradient by a and by b at beta 0.1:
+# the reference, which is where every training begins. x + exp(-x) is least at 0, so that the chosen response is pushed away from
+# the reference to whichever side it lies, and the rejected one back to it. Seen, the loss's gradient by a and by b at beta 0.1:
 #   reverse_kl, policy = reference          -0.0500  +0.0500
 #   forward_kl, policy = reference          +0.0000  +0.0000
 #   forward_kl, both 1 nat below            +0.0859  -0.0859   (this pushes the chosen response down and the rejected up)
