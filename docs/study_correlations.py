@@ -69,7 +69,7 @@ def main() -> None:
         "oxRL at its two sizes: {:.2f} (p = {:.2f}), {} losses".format(*stats.spearmanr(*ours.to_numpy().T), len(ours))
     )
     for level in (0.05, 0.05 / 19):
-        effect = optimize.brentq(lambda d, level=level: power(d, level) - 0.8, 0.1, 6)
+        effect = optimize.brentq(lambda d, level=level: power(d, level) - 0.8, 0.1, 4)
         print(f"level {level:.4f}: d = 0.8 found with probability {power(0.8, level):.2f}; 80 % at d = {effect:.1f}")
 
 
