@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from caldpo.api.callable_module import make_callable
 from caldpo.config.find_runs import no_folder_error
 from caldpo.config.main import hydra_entry
 from caldpo.utils.collector import exempt_from_collection
+
+if TYPE_CHECKING:
+    from caldpo.api.compare_call import Comparison
 
 
 @hydra_entry(
@@ -28,5 +33,13 @@ def main(cfg: DictConfig) -> None:
     compare_runs(**{key: value for key, value in settings.items() if key != "hydra"})
 
 
+def function() -> Callable[..., Comparison]:
+    """What a call of this module calls: see :mod:`caldpo.api.callable_module`."""
+    from caldpo.api.compare_call import compare
+
+    return compare
+
+
+make_callable(__name__)
 if __name__ == "__main__":
     main()

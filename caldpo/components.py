@@ -16,7 +16,7 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair_stream import REMEMBERED
 from caldpo.errors import CaldpoError
 from caldpo.lightning_trainer import TrainerSettings
-from caldpo.loggers import NoTracker, Tracker
+from caldpo.loggers.tracker_base import Trackers
 from caldpo.losses.base import PreferenceLoss
 from caldpo.models.adapted_policy import base_model
 from caldpo.models.adapters import AdapterSource
@@ -47,7 +47,7 @@ class Components:
     optim: OptimizerChoice
     trainer: TrainerSettings
     rollouts: NoRollouts = field(default_factory=NoRollouts)  # where the pairs of a step come from
-    logger: Tracker = field(default_factory=NoTracker)  # besides metrics.csv
+    logger: Trackers = field(default_factory=Trackers)  # besides metrics.csv
     callbacks: dict[str, pl.Callback] = field(default_factory=dict)  # without those that the configuration sets to null
 
     @classmethod
@@ -65,7 +65,8 @@ class Components:
         rest: dict[str, Any] = {"rollouts": build(cfg.rollouts, "rollouts")}
         if tracked:
             callbacks = build(cfg.callbacks, "callbacks")
-            rest["logger"] = build(cfg.logger, "logger")
+            trackers = build(cfg.logger, "logger")  # by name; one alone from a yaml of a person's own, without a name
+            rest["logger"] = Trackers(trackers if isinstance(trackers, dict) else {"own": trackers})
             rest["callbacks"] = {name: part for name, part in callbacks.items() if part is not None}
         return cls(loss, model, adapter, reference, data, optim, trainer, **rest)
 
@@ -87,6 +88,7 @@ class Components:
         sharded = self.trainer.shards_optimizer
         replicas = self.trainer.world_size > 1 and not sharded
         self.optim.check(self.trainer.precision, sharded=sharded, replicas=replicas)
+        self.logger.check()
         self.adapter.check()
         self.reference.check()
         self._check_streaming()
@@ -116,6 +118,13 @@ class Components:
                 key="trainer.max_steps",
                 value="null",
                 remedy="add trainer.max_steps=NUMBER",
+            )
+        if self.trainer.extra.overfit_batches is not None:
+            raise CaldpoError(
+                "cannot be combined with data.streaming=true, whose pairs are read once",
+                key="trainer.extra.overfit_batches",
+                value=self.trainer.extra.overfit_batches,
+                remedy="set data.streaming=false",
             )
         first = isinstance(self.reference, Precomputed) and not isinstance(self.reference, Auto)
         if first and self.loss.needs_reference:

@@ -71,10 +71,17 @@ def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adap
         rows = counted(sum(rejected.values()), "row")
         print(f"left out: {rows} ({list_counts(rejected)}), listed in {run_dir / REJECTED_ROWS}")
     print(f"metrics: {run_dir / NAME}")
+    if summary["stopped_early"]:
+        print(f"training was stopped early, after {summary['steps']:,} of {summary['planned_steps']:,} steps")
+    if best := summary["best_checkpoint"]:
+        print(f"best checkpoint: step {best['step']:,}, {best['metric']} {best['value']:.6g} (checkpoint=best)")
+        print_notes([best["note"]] if best["note"] else [])
     if exported:
         print(f"policy: {run_dir / 'policy'}{' (the adapter; its base is loaded beside it)' if adapted else ''}")
     if summary["upload"]:
         print(f"upload to W&B: {summary['upload']}")
+    for command in summary.get("tracker_views", ()):
+        print(f"curves: {command}")
 
 
 def print_clipping(metrics: Path, limit: float | None) -> None:
@@ -96,8 +103,9 @@ def print_line(name: str, summary: Mapping[str, Any]) -> None:
     ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
     for alarm in summary["alarms"]:
-        values = ", ".join(f"{value:+.2f}" for value in alarm["log_ratios/chosen"])
-        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, the chosen log-ratio fell: {values} nats")
+        fallen = ", ".join(f"{value:+.2f}" for value in alarm.get("log_ratios/chosen", ()))
+        text = f"the chosen log-ratio fell: {fallen} nats" if fallen else alarm["text"]  # of another callback
+        print(f"  alarm at step {alarm['step']}: {alarm['alarm']}, {text}")
     if summary["skipped_steps"]:
         print(f"  {summary['skipped_steps']} optimiser steps were skipped: nonfinite_batches/ has the non-finite ones")
     if summary["upload"]:

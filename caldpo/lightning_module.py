@@ -145,7 +145,8 @@ class PreferenceModule(pl.LightningModule):
             assemble = assembler(batch, (known.reference_chosen, known.reference_rejected), known.of_step)
         # Lightning divides by the accumulation and averages gradients over ranks; the loss is the mean over the pairs
         # of the whole optimiser step, whatever their micro-batches.
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.step_pairs
+        micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        scale = micro_batches / batch.pairs_in_step(micro_batches)
 
         def summed_loss(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
             loss = self.loss(assemble(chosen, rejected, rows)).loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from caldpo.distributed.deepspeed_config import ZERO2, check_zero
 from caldpo.errors import CaldpoError
 from caldpo.lightning_module import PreferenceModule
 from caldpo.models.compilation import CompiledLayers
+from caldpo.trainer_extra import TrainerExtra
 from caldpo.utils.devices import resolve_accelerator, resolve_precision
 
 
@@ -41,7 +42,7 @@ class TrainerSettings:
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed_stage_2"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     max_steps: PositiveInt | None = None
-    max_epochs: PositiveInt = 1
+    max_epochs: Positive = 1
     accumulate_grad_batches: PositiveInt = 1
     gradient_clip_val: Positive | None = None
     val_check_interval: PositiveInt | None = None
@@ -54,10 +55,13 @@ class TrainerSettings:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_skipped_steps: NonNegativeInt = 100
     cpu_offload: bool = False
+    extra: TrainerExtra = field(default_factory=TrainerExtra)
 
     def __post_init__(self) -> None:
         self.accelerator = resolve_accelerator(self.accelerator)  # type: ignore[assignment]  # one of the same names
         self.precision = resolve_precision(self.precision, self.accelerator)  # type: ignore[assignment]  # likewise
+        if (steps := self.extra.dev_steps) is not None:
+            self.max_steps, self.val_check_interval = steps, None
 
     def check(self) -> None:
         """Refuse settings that this machine or the strategy does not support, before any weights load."""
@@ -109,7 +113,7 @@ class TrainerSettings:
 
     def for_steps(self, steps: int) -> TrainerSettings:
         """Return the same settings for a training of so many optimiser steps, without evaluations on the way."""
-        return replace(self, max_steps=steps, val_check_interval=None)
+        return replace(self, max_steps=steps, val_check_interval=None, extra=TrainerExtra())
 
     def extent(self) -> dict[str, Any]:
         """Return the Trainer's arguments of :meth:`caldpo.data.data_loading.TokenizedDataModule.plan_steps`."""
@@ -118,15 +122,28 @@ class TrainerSettings:
             "world_size": self.world_size,
             "max_epochs": self.max_epochs,
             "max_steps": self.max_steps,
+            "overfit_batches": self.extra.overfit_batches,
         }
 
     def build(
-        self, run_dir: Path, loggers: list[Logger], callbacks: list[pl.Callback], accumulation: int | None = None
+        self,
+        run_dir: Path,
+        loggers: list[Logger],
+        callbacks: list[pl.Callback],
+        accumulation: int | None = None,
+        steps: int | None = None,
     ) -> pl.Trainer:
         """Build the Trainer; every file it writes is in ``run_dir``.
 
-        ``accumulation``: micro-batches per optimiser step and device, in place of ``accumulate_grad_batches``.
+        Args:
+            accumulation: micro-batches per optimiser step and device, in place of ``accumulate_grad_batches``.
+            steps: optimiser steps of the run, which a part of an epoch has to be given in.
         """
+        max_steps = self.max_steps
+        if max_steps is None and self.max_epochs != int(self.max_epochs):
+            if steps is None:
+                raise RuntimeError(f"how many steps {self.max_epochs} epochs are has to be planned first")
+            max_steps = steps
         accumulation = self.accumulate_grad_batches if accumulation is None else accumulation
         _silence_advice()
         if self.num_threads is not None:
@@ -147,25 +164,24 @@ class TrainerSettings:
             num_nodes=self.num_nodes,
             strategy=self._strategy(),
             precision=None if plugin else self.precision,  # type: ignore[arg-type]  # no more "auto" in it
-            max_steps=-1 if self.max_steps is None else self.max_steps,
-            max_epochs=self.max_epochs if self.max_steps is None else -1,
+            max_steps=-1 if max_steps is None else max_steps,
+            max_epochs=int(self.max_epochs) if max_steps is None else -1,
             accumulate_grad_batches=accumulation,
             gradient_clip_val=self.gradient_clip_val,
             # in batches, and with None in the field of epochs counted across epochs
             val_check_interval=self.val_check_interval and self.val_check_interval * accumulation,
             check_val_every_n_epoch=None if self.val_check_interval else 1,
-            limit_val_batches=1.0,
             num_sanity_val_steps=0,  # step 0 is evaluated in full instead
             log_every_n_steps=1,
             deterministic=self.deterministic,
             use_distributed_sampler=False,  # the data has its own sampler, exact over ranks
-            enable_model_summary=False,
             enable_progress_bar=self.progress_bar,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             plugins=[CheckpointFolders(), *slurm, *plugin],
             default_root_dir=run_dir,
             logger=loggers,
-            callbacks=[*bar, FetchOnException(), *compiled, *callbacks],
+            callbacks=[*bar, FetchOnException(), *compiled, *self.extra.callbacks(), *callbacks],
+            **self.extra.arguments(run_dir),
         )
 
     def _strategy(self) -> str | Strategy:

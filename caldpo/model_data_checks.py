@@ -17,6 +17,7 @@ from caldpo.callbacks.best_of_n import BestOfN
 from caldpo.callbacks.callback_base import PromptSampling
 from caldpo.callbacks.true_reward import OracleEvaluation
 from caldpo.data.datamodule import PairDataModule
+from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import base_model
 from caldpo.models.hub_model import causal_lm_skeleton
@@ -113,6 +114,27 @@ def require_prompts(
     used = [("a prompt holds", max((token for prompt in prompts for token in prompt), default=0))]
     _require_rows(base_model(model), tokenizer, used, "model.tokenizer")
     _require_room(base_model(model), max(map(len, prompts), default=0), more, key="max_new_tokens")
+
+
+def require_pairs_fit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TokenizedPair]
+) -> None:
+    """Refuse pairs, one at least, that a model has no embeddings or positions for.
+
+    Raises:
+        CaldpoError: naming ``tokenizer`` or ``max_length``.
+    """
+    used = [(f"{p.origin} holds", max((*p.prompt_ids, *p.chosen_ids, *p.rejected_ids))) for p in pairs]
+    _require_rows(base_model(model), tokenizer, [max(used, key=lambda place: place[1])], "tokenizer")
+    rows = [len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    limit = position_limit(base_model(model), max(rows))
+    if limit is not None:
+        raise CaldpoError(
+            f"{pairs[int(np.argmax(rows))].origin} is {max(rows):,} tokens long, and {type(model).__name__} has"
+            f" positions for {limit:,}",
+            key="max_length",
+            remedy=f"give max_length={limit}, which shortens longer pairs, or another model",
+        )
 
 
 def _require_embedded(

@@ -16,6 +16,7 @@ from caldpo.config.run_lifecycle import FINISHED, write_json
 from caldpo.config.summary_file import SUMMARY, known_summary
 from caldpo.lightning_module import PreferenceModule
 from caldpo.resume.config_diff import CONFIG, read_config, require_same_config
+from caldpo.resume.extended_run import EXTENSIONS
 from caldpo.resume.pins import pin
 from caldpo.resume.resume_command import OVERRIDES, recorded_config, recorded_overrides
 from caldpo.run_settings import RunSettings
@@ -36,6 +37,7 @@ class RunRecord:
     ) -> None:
         self.run_dir, self.settings, self.config = run_dir, settings, config
         self.loss_name, self.resumed = loss_name, resumed
+        self.earlier: dict[str, Any] = {}  # summary.json as a resumed run left it
         self._entries: dict[str, Any] = {}  # of summary.json, since this start
         self._started = time.perf_counter()
         reset_peak_memory()
@@ -55,7 +57,7 @@ class RunRecord:
         if began is not None:
             require_same_config(began, config, run_dir)
         record = cls(run_dir, settings, config, loss_name, resumed=resumed)
-        summary = known_summary(run_dir) if resumed else {}
+        summary = record.earlier = known_summary(run_dir) if resumed else {}
         if is_first_rank():
             write_text(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         starts = summary.get(STRETCHES, 0)
@@ -65,6 +67,7 @@ class RunRecord:
                 STRETCHES: starts + 1,
                 "notes": config.get("notes"),
                 "tags": config.get("tags"),
+                **({EXTENSIONS: summary[EXTENSIONS]} if EXTENSIONS in summary else {}),
                 **pin(components.model, components.data, summary),
                 **components.describe(),
                 "versions": versions(),
@@ -91,20 +94,26 @@ class RunRecord:
         resumed_from_sweep = (self.run_dir.parent / "multirun.yaml").is_file()
         return self.run_dir.absolute().parent.name if resumed_from_sweep else None
 
-    def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
-        """Write the final ``summary.json``, with further ``entries``, and return it."""
+    def totals(self, module: PreferenceModule, earlier_seconds: float) -> dict[str, Any]:
+        """Figures of the whole run so far, its earlier starts included."""
         memory, memory_of = peak_memory()
-        summary = {
-            "status": FINISHED,
-            "loss_name": self.loss_name,
-            "seed": self.settings.seed,
+        return {
             "steps": module.global_step,
-            "metrics": module.latest,
             "wall_seconds": time.perf_counter() - self._started + earlier_seconds,
             "peak_memory_bytes": memory,
             "peak_memory_of": memory_of,
             "start_difference": module.largest_start_ratio,
             "skipped_steps": module.nonfinite.skipped,
+        }
+
+    def finish(self, module: PreferenceModule, *, earlier_seconds: float, **entries: Any) -> dict[str, Any]:
+        """Write the final ``summary.json``, with further ``entries``, and return it."""
+        summary = {
+            "status": FINISHED,
+            "loss_name": self.loss_name,
+            "seed": self.settings.seed,
+            "metrics": module.latest,
+            **self.totals(module, earlier_seconds),
             **self._entries,
             **entries,
         }

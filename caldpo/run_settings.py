@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
-from caldpo.config.metric_checks import find_metric_problems
+from caldpo.config.metric_checks import find_metric_problems, find_monitor_problems
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem, find_missing_groups
 from caldpo.data.source_paths import find_misplaced
@@ -58,5 +58,6 @@ def find_config_problems(cfg: DictConfig) -> Iterator[Problem]:
         return
     yield from find_misplaced(cfg)
     yield from find_metric_problems(cfg)
+    yield from find_monitor_problems(cfg)
     yield from find_unknown_suites(cfg)
     require_same_run(cfg)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caldpo.errors import CaldpoError
 from caldpo.losses.base import PreferenceLoss
 from caldpo.metrics import sum_over_ranks
 from caldpo.types import PairBatch, PairLogps, StepStatistics
@@ -66,12 +67,12 @@ class StepAhead:
             seen = [_see(one, self._run) for one, real in zip(batch.ahead, run, strict=True) if real]
             # weights that autocast has converted in a pass without gradient must not serve one with it
             torch.clear_autocast_cache()
-            step = _observed(self._loss, seen, batch.step_pairs, training=True)
+            step = _observed(self._loss, seen, _planned(batch), training=True)
             known = (replace(one.logps, of_step=one.statistics(step)) for one in seen)
             self._coming = deque(next(known) if real else None for real in run)
             self._state = step.state
         if not self._coming:
-            raise RuntimeError("the loss reads whole optimiser steps: the data has to be planned with reads_ahead=True")
+            raise _unplanned_error()
         return self._coming.popleft()
 
     def end_step(self) -> None:
@@ -88,7 +89,7 @@ class StepAhead:
     def add_held_out(self, batch: PairBatch, run: Callable[[PairBatch], PairLogps]) -> PairLogps:
         """Run a batch of held-out pairs, and keep its log-probs until those of all are known."""
         self._held_out.append(_see(batch, run))
-        self._held_out_count = batch.step_pairs
+        self._held_out_count = _planned(batch)
         return self._held_out[-1].logps
 
     def held_out(self) -> Iterator[tuple[PairBatch, PairLogps]]:
@@ -100,6 +101,20 @@ class StepAhead:
         if seen:
             step = _observed(self._loss, seen, self._held_out_count, training=False)
             yield from ((one.batch, replace(one.logps, of_step=one.statistics(step))) for one in seen)
+
+
+def _planned(batch: PairBatch) -> int:
+    if batch.step_pairs is None:
+        raise _unplanned_error()
+    return batch.step_pairs
+
+
+def _unplanned_error() -> CaldpoError:
+    return CaldpoError(
+        "this loss reads whole optimiser steps, and these batches do not say what else is in theirs",
+        key="loss",
+        remedy="train by caldpo.fit, whose data plans its steps, or choose another loss for a DataLoader of your own",
+    )
 
 
 def _observed(loss: PreferenceLoss, seen: Sequence[SeenPairs], pairs: int, *, training: bool) -> StepStatistics:

@@ -25,6 +25,7 @@ from caldpo.config.run_lifecycle import (
     FINISHED,
     INTERRUPTED,
     RUNNING,
+    describe_error,
     early_ends,
     status_of,
     write_json,
@@ -205,4 +206,18 @@ def _print(folder: Path, outcomes: Sequence[RunOutcome], missing: int) -> None:
     left = f"; {missing} not started" if missing else ""
     print(f"{finished} of {len(outcomes) + missing} runs finished{left}; all lie in {folder}")
     if any(run.status == FINISHED and not holds_no_training(folder / run.name) for run in outcomes):
+        _write_page(folder)
         print(f"compare them: python -m caldpo.compare {shlex.quote(str(folder))}")
+
+
+def _write_page(folder: Path) -> None:
+    """Write ``report.html`` into the sweep's folder; a sweep whose page cannot be written has not failed."""
+    from caldpo.report.comparison import write_sweep_page
+
+    try:
+        page = write_sweep_page(folder)
+    except Exception as error:  # of whatever is in the runs' files, or a full disk
+        print(f"note: the page of the sweep cannot be written: {describe_error(error)}")
+        return
+    if page is not None:
+        print(f"look at them: {page}")

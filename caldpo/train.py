@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from caldpo.api.callable_module import make_callable
 from caldpo.config.main import hydra_entry
 from caldpo.resume.resume_command import finished_outcome, with_run_overrides
 from caldpo.run_settings import SETTINGS, find_config_problems
 from caldpo.utils.collector import exempt_from_collection
 
 if TYPE_CHECKING:
-    from caldpo.api import TrainingResult
+    from caldpo.api.trained_run import Run
 
 
 @hydra_entry("train", settings=SETTINGS, agree=find_config_problems, expand=with_run_overrides, done=finished_outcome)
@@ -26,16 +26,13 @@ def main(cfg: DictConfig) -> float | None:
     return run(cfg)
 
 
-class _Callable(types.ModuleType):
-    """Makes ``caldpo.train``, this module, the function of the same name in :mod:`caldpo.api`, too."""
+def function() -> Callable[..., Run]:
+    """What a call of this module calls: see :mod:`caldpo.api.callable_module`."""
+    from caldpo.api.train_call import train
 
-    def __call__(self, cfg: DictConfig) -> TrainingResult:
-        from caldpo.api import train
-
-        return train(cfg)
+    return train
 
 
+make_callable(__name__)
 if __name__ == "__main__":
     main()
-else:
-    sys.modules[__name__].__class__ = _Callable

@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from caldpo.console import print_line
-from caldpo.errors import CaldpoError
 from caldpo.estimation.estimate_run import estimate
+from caldpo.in_process_run import run_in_process
 from caldpo.replay.replay_run import replay
 from caldpo.run_settings import RunSettings
 from caldpo.security.redacted_streams import RedactedStream
@@ -27,16 +27,16 @@ from caldpo.utils.devices import resolve_devices
 def run(cfg: DictConfig) -> float | None:
     """Train, estimate or replay, as the configuration says, in Hydra's output folder.
 
+    A configuration that Hydra's ``compose`` made, where no command runs, is checked first, and gets a folder below
+    ``outputs``, as by the command; see :func:`caldpo.train`, which returns more.
+
     Returns:
         The final metric named by ``optimized_metric``, for sweepers that search; None where nothing is trained.
     """
-    try:
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-    except ValueError:
-        raise CaldpoError(
-            "a run needs a folder, which a configuration that is composed by Hydra alone does not name",
-            remedy='from Python: from caldpo import compose, train; train(compose(["loss=dpo"]))',
-        ) from None
+    if not HydraConfig.initialized() or "hydra" in cfg:
+        value: float | None = run_in_process(run, cfg)[1]
+        return value
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     resolve_devices(cfg)
     settings = RunSettings(**{key: cfg[key] for key in RunSettings.__dataclass_fields__})
     if settings.dry_run:

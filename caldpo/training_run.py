@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.callbacks.callback_base import RunCallback
 from caldpo.callbacks.reseed import Reseed
+from caldpo.checkpointing.best_checkpoint import find_best
+from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
 from caldpo.components import Components
 from caldpo.console import (
@@ -30,12 +32,14 @@ from caldpo.console import (
 from caldpo.data.batching import StepPlan
 from caldpo.data.end_tokens import end_tokens, inner_end_notes
 from caldpo.distributed.fsdp import full_state_dict
+from caldpo.errors import CaldpoError
 from caldpo.estimation.oom_report import out_of_memory_error
 from caldpo.estimation.token_budget import TokenBudget, choose_budget, describe_recomputed
 from caldpo.exporting.export_policy import export_notes, write_policy
 from caldpo.exporting.model_card import CARD, Exported, write_card
 from caldpo.lightning_module import PreferenceModule
-from caldpo.loggers import MetricsFile
+from caldpo.loggers.metrics_logger import MetricsFile
+from caldpo.loggers.tracker_base import run_totals
 from caldpo.logprobs.layout import choose_layout
 from caldpo.metrics_file import NAME
 from caldpo.model_data_checks import check_fit
@@ -46,6 +50,7 @@ from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.reference.moving_reference import build_reference
 from caldpo.reference.reference_base import in_run_dtype, reference_context
+from caldpo.resume.extended_run import EXTENSIONS, Extension
 from caldpo.resume.pins import RECOMPUTE_ABOVE, TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
@@ -89,11 +94,13 @@ def train_run(
         policy = load_checked_policy(components, data.tokenizer, settings)
         loggers = open_loggers(components, record, resume)
         plan = plan_steps(cfg, components, record, policy)
+        note_extension(components, record, resume, plan, announce)
         callbacks = [Reseed(settings.seed), *components.callbacks.values()]
-        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation)
+        trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation, plan.steps)
         module = build_module(components, record, resume, trainer, policy, plan, data)
         announce_training(cfg, record, module, plan, announce)
         fit(trainer, module, components.data, resume)
+        components.logger.summarize(run_totals(record.totals(module, resume.seconds)))
     export_policy(module, record)
     return finish(trainer, module, components, record, resume)
 
@@ -151,7 +158,7 @@ def load_checked_policy(
 
 
 def open_loggers(components: Components, record: RunRecord, resume: ResumePoint) -> list[Logger]:
-    """Open ``metrics.csv`` and the run's tracker."""
+    """Open ``metrics.csv`` and the run's trackers."""
     name = tracked_name(record.run_dir, record.loss_name, record.settings.seed)
     tracked = components.logger.open(record.run_dir, name, record.sweep_name, record.config, resume.earlier)
     return [MetricsFile(record.run_dir), *tracked]
@@ -179,6 +186,19 @@ def plan_steps(cfg: DictConfig, components: Components, record: RunRecord, polic
     print_notes(filter(None, [budget.warning]))
     record.note({PLANNED: plan.steps, TOKEN_BUDGET: data.token_budget, RECOMPUTE_ABOVE: recompute_above})
     return plan
+
+
+def note_extension(
+    components: Components, record: RunRecord, resume: ResumePoint, plan: StepPlan, announce: Announce | None
+) -> None:
+    """Print and record that a resumed run was planned with fewer steps, and what its learning rate does."""
+    before, optim = record.earlier.get(PLANNED), components.optim
+    if resume.manifest is None or before is None or before >= plan.steps:
+        return
+    extension = Extension.of_schedule(resume.manifest.step, before, plan.steps, optim.lr, optim.schedule.factor)
+    record.note({EXTENSIONS: [*record.earlier.get(EXTENSIONS, ()), asdict(extension)]})
+    if is_first_rank():
+        (announce or print)(f"note: {extension.describe()}")
 
 
 def build_module(
@@ -279,12 +299,14 @@ def fit(
 
 @contextlib.contextmanager
 def closing(components: Components) -> Iterator[None]:
-    """Close the data's workers and the tracker, whatever happens."""
+    """Close the data's workers and the trackers, whatever happens."""
+    failed = True
     try:
         yield
+        failed = False
     finally:
         components.data.close_loaders()
-        components.logger.close()
+        components.logger.close(failed=failed)
 
 
 @contextlib.contextmanager
@@ -307,6 +329,18 @@ def export_policy(module: PreferenceModule, record: RunRecord) -> None:
                 write_policy(module.policy, module.tokenizer, draft, weights=weights)
 
 
+def best_checkpoint(components: Components, record: RunRecord) -> dict[str, Any] | None:
+    """Describe the best checkpoint for ``summary.json``; None where no metric was watched, or none was kept."""
+    watching = [c for c in components.callbacks.values() if isinstance(c, Checkpoints) and c.monitor is not None]
+    if not watching or not is_first_rank():
+        return None
+    try:
+        best = find_best(record.run_dir, {"monitor": watching[0].monitor, "mode": watching[0].mode})
+    except CaldpoError:  # shorter than the first evaluation
+        return None
+    return {"metric": best.metric, "mode": best.mode, "step": best.step, "value": best.value, "note": best.note}
+
+
 def finish(
     trainer: pl.Trainer, module: PreferenceModule, components: Components, record: RunRecord, resume: ResumePoint
 ) -> dict[str, Any]:
@@ -317,8 +351,11 @@ def finish(
         earlier_seconds=resume.seconds,
         upload=components.logger.upload,
         tracker_url=components.logger.url,
+        tracker_views=components.logger.views,
         alarms=[alarm for callback in watchers for alarm in callback.alarms],
         rejected_rows=components.data.rejected_rows(),
+        best_checkpoint=best_checkpoint(components, record),
+        stopped_early=module.global_step < record[PLANNED],
     )
     if trainer.is_global_zero:
         run_dir, adapted = record.run_dir, is_adapted(module.policy)

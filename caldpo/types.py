@@ -35,7 +35,8 @@ class PairBatch:
         split: name of the split; empty for pairs of none.
         score_chosen: ground-truth rewards, None when the data has none.
         score_rejected: likewise.
-        step_pairs: real pairs in the whole optimiser step, over ranks and accumulation.
+        step_pairs: real pairs in the whole optimiser step, over ranks and accumulation; None, of a batch that nobody
+            planned: all micro-batches of the step have as many as this one.
         filler: no pair of the batch is real; on the host.
         places: of the pairs among those of the optimiser step, in its order, for losses that depend on the batch.
         ahead: all micro-batches of this rank in the step, in the step's first one, for such losses.
@@ -63,7 +64,7 @@ class PairBatch:
         split: str,
         score_chosen: Float[Tensor, " pairs"] | None,
         score_rejected: Float[Tensor, " pairs"] | None,
-        step_pairs: int,
+        step_pairs: int | None,
         filler: bool = False,
         places: Int[Tensor, " pairs"] | None = None,
         ahead: tuple[PairBatch, ...] = (),
@@ -86,6 +87,10 @@ class PairBatch:
     def pairs(self) -> int:
         """Number of pairs, filler included."""
         return len(self.weight)
+
+    def pairs_in_step(self, micro_batches: int) -> int:
+        """Number of real pairs in the whole optimiser step, which has so many micro-batches over all ranks."""
+        return self.pairs * micro_batches if self.step_pairs is None else self.step_pairs
 
     @property
     def tokens(self) -> int:

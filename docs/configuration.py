@@ -11,7 +11,7 @@ from pathlib import Path
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PAGE = Path(__file__).with_suffix(".md")
 COMMANDS = (
-    *("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "estimate"),
+    *("train", "hydra_base", "evaluate", "generate", "target", "export", "compare", "list", "estimate"),
     *("benchmark", "properties", "study"),
 )
 GROUPS = (

@@ -29,6 +29,7 @@ EXPORT = "caldpo.exporting.export_settings.ExportSettings"
 PROPERTIES = "caldpo.theory.properties_settings.PropertiesSettings"
 ESTIMATE = "caldpo.estimation.estimate_settings.EstimateSettings"
 COMPARE = "caldpo.report.comparison.compare_runs"
+LIST = "caldpo.report.run_listing.list_runs"
 BENCHMARK = "caldpo.bench.benchmark_settings.BenchmarkSettings"
 # what a person has to name on the command line, for options that cannot work without it
 NAMED = {
@@ -53,7 +54,7 @@ def composed(overrides: list[str], command: str = "train") -> DictConfig:
 
 GROUPS = [
     *("loss", "rollouts", "reference", "adapter", "optim", "trainer"),
-    *("logger", "callbacks", "data", "model", "experiment"),
+    *("logger", "callbacks", "data", "model", "experiment", "debug"),
 ]
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
 
@@ -207,6 +208,11 @@ def test_documented_comparisons_compose(words: list[str]) -> None:
     assert "=" not in words[0], "a sweep is named"
     folders = f"sweep=[{','.join(word for word in words if '=' not in word)}]"
     check_config(composed([folders, *(word for word in words if "=" in word)], "compare"), COMPARE)
+
+
+@pytest.mark.parametrize("words", commands("list"), ids=" ".join)
+def test_documented_lists_compose(words: list[str]) -> None:
+    check_config(composed([word if "=" in word else f"folder={word}" for word in words], "list"), LIST)
 
 
 @pytest.mark.parametrize("words", commands("benchmark"), ids=" ".join)

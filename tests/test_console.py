@@ -26,8 +26,10 @@ def test_alarms_and_skipped_steps_are_told_with_the_line(capsys: pytest.CaptureF
     print_line("dpo", summary())
     assert capsys.readouterr().out == line
     alarm = {"alarm": "displacement", "step": 75, "log_ratios/chosen": [0.58, -3.38, -4.83]}
-    print_line("dpo", summary(alarms=[alarm], skipped_steps=2))
+    own = {"alarm": "floor", "step": 80, "text": "stopped at the floor"}
+    print_line("dpo", summary(alarms=[alarm, own], skipped_steps=2))
     assert capsys.readouterr().out.splitlines()[1:] == [
         "  alarm at step 75: displacement, the chosen log-ratio fell: +0.58, -3.38, -4.83 nats",
+        "  alarm at step 80: floor, stopped at the floor",
         "  2 optimiser steps were skipped: nonfinite_batches/ has the non-finite ones",
     ]

@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
+import caldpo
 import caldpo.data.formats
 import caldpo.losses
 import caldpo.modifiers
@@ -44,7 +45,10 @@ from tests.test_configs import CONF, TOP_LEVEL
 pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="an installed wheel has no pages")
 
 # by tests/test_configs.py
-COMPOSED = (*("train", "evaluate", "generate", "export", "compare", "estimate"), *("benchmark", "properties", "study"))
+COMPOSED = (
+    *("train", "evaluate", "generate", "export", "compare", "list", "estimate"),
+    *("benchmark", "properties", "study"),
+)
 LINES_OF_A_TABLE = ("tests/losses", "tests/evaluation", "tests/test_metrics.py", "caldpo/metrics.py")
 # files that the recipes would add, and placeholders
 NOT_HERE = re.compile(r"/(x|cpo_simpo|score_weight|ranked|longest|mine)\.|[A-Z]{2,}|^caldpo/conf$")
@@ -83,6 +87,8 @@ def check_command(words: list[str]) -> None:
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
         case ["python", script] if script.endswith(".py"):
             assert (ROOT / script).is_file()
+        case ["python", "-m", "caldpo.wandb_workspace", place]:
+            assert place.count("/") == 1
         case ["pre-commit", "install"]:
             assert (ROOT / ".pre-commit-config.yaml").is_file()
         case _:
@@ -270,7 +276,7 @@ def test_python_compiles(page: Path) -> None:
 
 def test_the_loss_of_the_python_page_computes(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = (block for block in blocks(ROOT / "docs/python_api.md", "python") if "PairLogps" in block)
-    exec(compile(block, "python_api.md", "exec"), {})
+    exec(compile(block, "python_api.md", "exec"), {"caldpo": caldpo})
     assert "calibration" in capsys.readouterr().out
 
 

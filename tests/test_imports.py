@@ -26,7 +26,7 @@ def test_module_imports(name: str) -> None:
     [
         f"caldpo.{name}"
         for name in (
-            *("train", "evaluate", "generate", "export", "compare"),
+            *("train", "evaluate", "generate", "export", "compare", "list"),
             *("estimate", "benchmark", "properties", "cli", "api"),
         )
     ],
@@ -81,6 +81,6 @@ def test_a_mistake_imports_nothing_heavy(mistake: str, tmp_path: Path) -> None:
 
 def test_a_step_of_training_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     arguments = ["experiment=tabular", "trainer.max_steps=1", "hydra.run.dir=run"]
-    arguments += ["logger=wandb", "logger.mode=disabled"]
+    arguments += ["logger=wandb", "logger.wandb.mode=disabled"]
     assert imported_by(arguments, UNUSED, tmp_path) == (0, [])
     assert (tmp_path / "run/metrics.csv").is_file()

@@ -28,19 +28,21 @@ LAYERS = (
     ("step_metrics", "step_ahead", "loggers"),
     ("resume",),
     ("lightning_module",),
+    ("trainer_extra",),
     ("callbacks", "lightning_trainer"),
     ("components",),
     ("console", "model_data_checks"),
     ("evaluation",),
     ("run_settings", "generation", "report"),
-    ("exporting", "estimation", "sweep_report"),
+    ("exporting", "estimation", "sweep_report", "in_process_run"),
     ("replay", "run_record", "theory"),
     ("training_run",),
     ("training_command",),
     ("bench", "studies"),
     ("api",),
     ("train",),
-    ("evaluate", "generate", "export", "compare", "estimate", "benchmark", "properties", "study", "cli"),
+    ("evaluate", "generate", "export", "compare", "list", "estimate", "benchmark", "properties", "study", "cli"),
+    ("wandb_workspace",),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}
 

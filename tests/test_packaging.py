@@ -40,9 +40,9 @@ def test_every_yaml_and_template_is_in_the_wheel(installed: Path) -> None:
         return {str(p.relative_to(folder)) for p in folder.rglob("*.yaml")}
 
     assert names(installed / "caldpo" / "conf") == names(ROOT / "conf")
-    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "caldpo").rglob("*.j2")}
-    assert templates
-    assert all((installed / name).is_file() for name in templates)
+    assets = [path for path in (ROOT / "caldpo").rglob("*.*") if path.suffix in (".j2", ".css", ".js")]
+    assert {path.suffix for path in assets} == {".j2", ".css", ".js"}
+    assert all((installed / path.relative_to(ROOT)).is_file() for path in assets)
     assert not (installed / "conf").exists()
     assert not (installed / "tests").exists()
 

@@ -21,6 +21,8 @@ from caldpo.report.comparison import compare_runs
 from caldpo.sweep_report import UnderWay, planned_runs, report, report_interrupted
 from tests.helpers.command import train
 from tests.helpers.messages import names
+from tests.report.pages import data_of
+from tests.report.runs import finals, held_out, write_run
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -41,6 +43,24 @@ def test_only_trained_runs_are_to_be_compared(
     text = capsys.readouterr().out
     names(text, "2 of 2", tmp_path)
     assert (f"python -m caldpo.compare {tmp_path}" in text) == proposed
+
+
+def test_a_sweep_ends_in_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for loss, chosen in (("dpo", -2.0), ("cal_dpo", 1.0)):
+        rows = [held_out(0, 0.0, 0.0), held_out(20, chosen, -3.0)]
+        write_run(tmp_path / f"loss={loss}", loss, rows=rows, metrics=finals(rows[-1]))
+    report(UnderWay(tmp_path))
+    names(capsys.readouterr().out, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert [group["label"] for group in data_of(page)["groups"]] == ["cal_dpo", "dpo"]
+
+
+def test_a_page_that_cannot_be_written_fails_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [held_out(0, 0.0, 0.0), held_out(20, 1.0, -3.0)]
+    write_run(tmp_path / "loss=dpo", rows=rows, metrics=finals(rows[-1]))
+    (tmp_path / "report.html").mkdir()
+    assert [run.status for run in report(UnderWay(tmp_path))] == ["finished"]
+    names(capsys.readouterr().out, "note", "page")
 
 
 def summaries(folder: Path, **texts: str) -> None:

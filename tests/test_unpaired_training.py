@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_those_of_the_pairs_but_for_the_mean(layout: Any) 
         chosen, rejected = LogprobEngine(policy)(batch)
         reference = 1.1 * chosen.detach(), 0.8 * rejected.detach()  # so that no log-ratio is 0
         logps = assembler(batch, reference)(chosen, rejected, slice(None))
-        loss = Squares()(logps).loss.sum() / batch.step_pairs
+        loss = Squares()(logps).loss.sum() / batch.pairs_in_step(1)
         loss.backward()
         found.append((loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])))
     (paired, paired_gradient), (single, single_gradient) = found

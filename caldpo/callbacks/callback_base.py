@@ -20,7 +20,7 @@ from caldpo.models.sampling import sample_responses
 class RunCallback(pl.Callback):
     """A callback with what a run asks of it besides Lightning's hooks."""
 
-    alarms: list[dict[str, Any]]  # for summary.json
+    alarms: list[dict[str, Any]]  # for summary.json: each with its name `alarm`, the optimiser `step` and a `text`
 
     def __init__(self) -> None:
         self.alarms = []

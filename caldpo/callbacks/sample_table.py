@@ -1,4 +1,4 @@
-"""A table of sample generations per evaluation: in samples.jsonl always, in W&B where a run is tracked."""
+"""A table of sample generations per evaluation: in samples.jsonl always, and in the trackers of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caldpo.callbacks.callback_base import PromptSampling, response_texts
 from caldpo.checkpointing.manifest import SAMPLES
 from caldpo.data.datamodule import PairDataModule
 from caldpo.lightning_module import PreferenceModule
-from caldpo.loggers import TableLogger
+from caldpo.loggers.tracker_base import TableLogger
 
 
 class SampleTable(PromptSampling):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
+from torch.optim.lr_scheduler import LambdaLR
 
+from caldpo.checkpointing.best_checkpoint import Mode, chosen_mode, is_better
 from caldpo.checkpointing.checkpoint_io import OWN_KEY
 from caldpo.checkpointing.manifest import FOLDER, SAMPLES, checkpoint_folders
 from caldpo.checkpointing.stop_signals import StopSignals
@@ -20,6 +22,7 @@ from caldpo.checkpointing.train_state import TrainState
 from caldpo.config.bounds import PositiveInt
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+from caldpo.metric_definitions import HELD_OUT
 
 if TYPE_CHECKING:
     from caldpo.lightning_module import PreferenceModule
@@ -32,14 +35,30 @@ class Checkpoints(pl.callbacks.Checkpoint):
     SIGTERM, SIGUSR1 or Ctrl-C ask for a stop: then after the current micro-batch, inside an accumulation window or an
     evaluation too, as of the last optimiser step. The run then exits with code 128 + signal.
 
+    With ``monitor`` also after each evaluation at which that metric is better than at all earlier ones but the one
+    before training, and the best checkpoint is kept beside the last ones.
+
     Args:
-        every: optimiser steps between checkpoints; None: only when a signal stops the run.
+        every: optimiser steps between checkpoints; None: only when a signal stops the run, and for ``monitor``.
         keep: how many of the last checkpoints are kept, or all.
+        monitor: logged name of a held-out metric (``val/loss``); None: none is watched.
+        mode: whether it is better when smaller or larger; ``auto``: by its definition.
+
+    Raises:
+        CaldpoError: ``mode=auto`` for a metric that is not plainly better in one direction.
     """
 
     @validated
-    def __init__(self, every: PositiveInt | None = 100, keep: PositiveInt | Literal["all"] = 2) -> None:
-        self.every, self.keep = every, keep
+    def __init__(
+        self,
+        every: PositiveInt | None = 100,
+        keep: PositiveInt | Literal["all"] = 2,
+        monitor: str | None = None,
+        mode: Literal["auto", "min", "max"] = "auto",
+    ) -> None:
+        self.every, self.keep, self.monitor = every, keep, monitor
+        self.mode: Mode = "min" if monitor is None else chosen_mode(monitor, mode)
+        self.best: tuple[int, float] | None = None  # optimiser steps and value of the best evaluation
         self.earlier_seconds = 0.0  # of training, in the run's earlier stretches
         self.saved_at: int | None = None  # optimiser steps of the last checkpoint
         self.train_state: TrainState | None = None
@@ -69,6 +88,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._signals.watch()  # after Lightning has installed its own handlers
         if self.train_state is None:
             return
+        _follow_schedule(trainer)
         # Lightning loses the position in the epoch where the number of steps was asked for before
         for state in self.train_state.loops["state_dict"].get("combined_loader", ()):
             loader: Any = trainer.train_dataloader
@@ -95,11 +115,15 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self._stop_if_asked(trainer, module)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.monitor is not None:
+            self._watch(trainer, module, self.monitor)
         self._stop_if_asked(trainer, module)
         if not _is_fitting(trainer):
             self._signals.release()
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.every is not None or self.monitor is not None:
+            self.save(trainer, module)  # of a run that another callback has stopped early
         self._signals.release()
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
@@ -132,11 +156,46 @@ class Checkpoints(pl.callbacks.Checkpoint):
         trainer.save_checkpoint(folder, weights_only=False)  # optimiser and all else as well
         self.saved_at = self.train_state.step
         if trainer.is_global_zero and self.keep != "all":
-            saved = list(checkpoint_folders(run_dir).values())
-            for old in saved[: -self.keep]:
-                trainer.strategy.remove_checkpoint(old)
-            self._check_disk(folder, self.keep + 1 - min(len(saved), self.keep))
+            kept = self._remove_surplus(trainer, run_dir, self.keep)
+            most = self.keep + (self.monitor is not None)  # the best one may be none of the last
+            self._check_disk(folder, most + 1 - kept)
         return folder
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.best is None else {"monitor": self.monitor, "mode": self.mode, "best": list(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if (state_dict.get("monitor"), state_dict.get("mode")) == (self.monitor, self.mode):  # else watched anew
+            step, value = state_dict["best"]
+            self.best = int(step), float(value)
+
+    def _watch(self, trainer: pl.Trainer, module: PreferenceModule, metric: str) -> None:
+        """Save the weights of this evaluation where they are the best so far; all ranks have the same values."""
+        if metric not in module.latest:
+            held_out = sorted(name for name in module.latest if name.startswith(HELD_OUT))
+            raise CaldpoError(
+                "is not measured at evaluations of this run",
+                key="callbacks.checkpoint.monitor",
+                value=metric,
+                remedy=f"choose among {', '.join(held_out)}",
+            )
+        value, state = module.latest[metric], self.train_state
+        if state is None or (self.best is not None and not is_better(value, self.best[1], self.mode)):
+            return
+        if self.saved_at != state.step:
+            self.save(trainer, module)
+        self.best = state.step, value
+        if trainer.is_global_zero and self.keep != "all":  # the one that was the best until now
+            self._remove_surplus(trainer, Path(trainer.default_root_dir), self.keep)
+
+    def _remove_surplus(self, trainer: pl.Trainer, run_dir: Path, keep: int) -> int:
+        """Remove all checkpoints but the last ones and the best; return how many are left."""
+        saved = checkpoint_folders(run_dir)
+        kept = {*list(saved)[-keep:], *(() if self.best is None else (self.best[0],))}
+        for step, old in saved.items():
+            if step not in kept:
+                trainer.strategy.remove_checkpoint(old)
+        return len(kept & saved.keys())
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         if self.train_state is None:  # saved by other code, before the first step
@@ -159,11 +218,13 @@ class Checkpoints(pl.callbacks.Checkpoint):
         }
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
-        if self.every is None:
+        if self.every is None and self.monitor is None:
             return False
         step, per_epoch = trainer.global_step, int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         epochs = trainer.max_epochs if trainer.max_steps == -1 else None
         at_end = step == (trainer.max_steps if epochs is None else epochs * per_epoch)
+        if self.every is None:
+            return at_end
         return at_end or step % self.every == 0 or (trainer.is_last_batch and per_epoch > self.every)
 
     def _check_disk(self, folder: Path, more: int) -> None:
@@ -192,6 +253,16 @@ class Checkpoints(pl.callbacks.Checkpoint):
             )
         self._signals.pass_on(number)
         raise SystemExit(128 + number)
+
+
+def _follow_schedule(trainer: pl.Trainer) -> None:
+    """Set the learning rates of the next update, which a checkpoint of a run that was shorter has by its own length."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        if isinstance(scheduler, LambdaLR):
+            groups = scheduler.optimizer.param_groups
+            for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+                group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def _is_fitting(trainer: pl.Trainer) -> bool:

@@ -32,7 +32,8 @@ _FOLDER_NAME = re.compile(r"step-(\d+)")
 _STEP = r"(?:step-)?([0-9]{1,18})"
 
 StepName = Annotated[str, Field(pattern=r"\A(?:step-)?[0-9]{1,18}\Z", description="a step as step-40")]
-CheckpointName = Literal["final", "last"] | NonNegativeInt | StepName
+Wanted = Literal["final", "last", "best"] | int  # a checkpoint by name, or by its step
+CheckpointName = Literal["final", "last", "best"] | NonNegativeInt | StepName
 
 
 class DamagedCheckpointError(Exception):
@@ -127,17 +128,18 @@ def newest_intact(run: Path) -> tuple[Path | None, Manifest | None, list[str]]:
     return None, None, damages
 
 
-def wanted_checkpoint(value: int | str) -> Literal["final", "last"] | int:
-    """Parse ``checkpoint=``: ``final``, ``last``, or an optimiser step as a number or ``step-40``.
+def wanted_checkpoint(value: int | str) -> Wanted:
+    """Parse ``checkpoint=``: ``final``, ``last``, ``best``, or an optimiser step as a number or ``step-40``.
 
     Raises:
         CaldpoError: it is none of them.
     """
-    if value == "final" or value == "last":
-        return "final" if value == "final" else "last"
+    if value == "final" or value == "last" or value == "best":
+        return value  # type: ignore[return-value]  # mypy does not narrow by comparison
     step = re.fullmatch(_STEP, str(value))
     if step is None:
-        raise CaldpoError("must be final, last or an optimiser step (40 or step-40)", key="checkpoint", value=value)
+        wrong = "must be final, last, best or an optimiser step (40 or step-40)"
+        raise CaldpoError(wrong, key="checkpoint", value=value)
     return int(step[1])
 
 

@@ -17,6 +17,7 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # o
 FlipRate = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]  # probability that a label is wrong
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=0, le=65535, description="a port, or 0 for any that is free")]
 FolderName = Annotated[
     str,
     Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ def conf_dir() -> Path:
 def known_losses() -> list[str]:
     """List the options of ``loss`` that the package has."""
     return sorted(path.stem for path in (conf_dir() / "loss").glob("*.yaml"))
+
+
+def is_option(group: str, name: str, own: Iterable[Path] = ()) -> bool:
+    """Tell whether a group has an option of this name, in the package or in ``own`` folders of configurations."""
+    return any((folder / group / f"{name}.yaml").is_file() for folder in (conf_dir(), *own))
 
 
 def groups_of_defaults(config: Mapping[str, Any]) -> Iterator[str]:

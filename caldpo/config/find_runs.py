@@ -38,7 +38,7 @@ def is_run(folder: Path) -> bool:
 def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
     """List the run folders at or below ``folder``, numbers in names by value; CaldpoError where there are none."""
     require_enterable(folder, key=key, value=folder)
-    runs = list(_walk(folder))
+    runs = list(walk_runs(folder))
     if runs:
         return runs
     wrong = "no runs in this folder (a run holds .hydra, config.yaml, metrics.csv or summary.json)"
@@ -50,6 +50,14 @@ def find_runs(folder: Path, key: str = "sweep") -> list[Path]:
         more = f" and {len(sweeps) - _SHOWN} more" if len(sweeps) > _SHOWN else ""
         remedy = f"name a folder that holds runs; the newest first: {', '.join(map(str, sweeps[:_SHOWN]))}{more}"
     raise CaldpoError(wrong, key=key, value=folder, remedy=remedy)
+
+
+def walk_runs(folder: Path) -> Iterator[Path]:
+    """Yield the run folders at or below ``folder``, numbers in names by value; none where there is no such folder."""
+    for path, children, _ in os.walk(folder):
+        children[:] = sorted((c for c in children if not c.startswith(".")), key=natural)
+        if is_run(Path(path)):
+            yield Path(path)
 
 
 def find_one_run(folder: Path) -> Path:
@@ -89,13 +97,6 @@ def sweep_overrides(folder: Path) -> list[str] | None:
 def natural(text: str) -> list[tuple[int, int, str]]:
     """Make a sort key under which ``seed=10`` comes after ``seed=9``."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path, children, _ in os.walk(folder):
-        children[:] = sorted((c for c in children if not c.startswith(".")), key=natural)
-        if is_run(Path(path)):
-            yield Path(path)
 
 
 def holds_no_training(folder: Path) -> bool:

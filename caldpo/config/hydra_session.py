@@ -15,6 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
@@ -31,11 +32,11 @@ PER_LOSS = "per_loss"  # a group of Hydra's and the file that has its options
 class ConfigDirPlugin(SearchPathPlugin):
     """Add the folder of ``--config-dir`` after the project's own; ``hydra.searchpath`` would not list its options."""
 
-    folder: ClassVar[Path | None] = None  # of the session that begins: Hydra makes the plugin itself
+    folders: ClassVar[Sequence[Path]] = ()  # of the session that begins: Hydra makes the plugin itself
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if self.folder is not None:
-            search_path.append(provider="command-line", path=f"file://{self.folder}")
+        for folder in self.folders:
+            search_path.append(provider="command-line", path=f"file://{folder}")
 
 
 class HydraSession:
@@ -76,27 +77,37 @@ class HydraSession:
 
 @contextlib.contextmanager
 def hydra_session(
-    config_name: str, *, job_name: str | None = None, conf: Path | None = None, extra: Path | None = None
+    config_name: str, *, job_name: str | None = None, conf: Path | None = None, extra: Sequence[Path] = ()
 ) -> Iterator[HydraSession]:
     """Initialise Hydra until the context ends, then restore the one of the calling program, if any.
 
-    ``conf`` is a folder of configurations in place of the project's, ``extra`` one with further options.
+    ``conf`` is a folder of configurations in place of the project's, ``extra`` are some with further options.
     """
     register_with_hydra()
     Plugins.instance().register(ConfigDirPlugin)
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    ConfigDirPlugin.folder = extra and extra.absolute()
+    ConfigDirPlugin.folders = [folder.absolute() for folder in extra]
     try:
         with initialize_config_dir(
             str((conf or conf_dir()).absolute()), job_name=job_name or config_name, version_base=HYDRA_VERSION
         ):
             yield HydraSession(config_name)
     finally:
-        ConfigDirPlugin.folder = None
+        ConfigDirPlugin.folders = ()
         GlobalHydra.instance().clear()
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
+
+
+@contextlib.contextmanager
+def outer_config_kept() -> Iterator[None]:
+    """Restore the configuration that Hydra holds for the calling program, or none, once the context ends."""
+    outer = HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = outer
 
 
 def options_parser(program: str) -> ArgumentParser:

@@ -74,9 +74,8 @@ def hydra_entry(
                     if args.help:
                         print(help_text(args.config_name, args.config_path, args.config_dir))
                         raise SystemExit(0)
-                    with hydra_session(
-                        args.config_name, job_name=command, conf=args.config_path, extra=args.config_dir
-                    ) as session:
+                    own = [args.config_dir] if args.config_dir else []
+                    with hydra_session(args.config_name, job_name=command, conf=args.config_path, extra=own) as session:
                         if args.cfg or args.hydra_help or args.info or args.shell_completion:
                             if args.cfg:
                                 check_composes(session, args.overrides)

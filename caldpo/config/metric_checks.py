@@ -1,4 +1,4 @@
-"""Check ``optimized_metric``: the run will log it, and a search can compare it between runs, in its better direction.
+"""Check ``optimized_metric`` and the metrics that callbacks watch: the run will log them, in their better direction.
 
 Most names are the same for every run. Those that depend on the loss (its terms, its diagnostics, whether training rows
 have a reference) are read from the loss itself, on two made-up pairs: that imports torch, only for such a name.
@@ -24,6 +24,8 @@ _ALWAYS_HELD_OUT = (m.LOSS, *m.WITHOUT_REFERENCE, *m.WITH_REFERENCE)
 _MODIFIED = "caldpo.modifiers.modified_loss.modified"
 _SEARCH = ".OptunaSweeper"
 _DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
+_MODES = {"higher": "max", "lower": "min"}
+_WATCHING = (".checkpoint_callback.Checkpoints", ".EarlyStopping")  # classes whose ``monitor`` is a metric
 
 
 def find_metric_problems(cfg: DictConfig) -> Iterator[Problem]:
@@ -70,6 +72,33 @@ def find_search_problems(cfg: DictConfig, searched: Iterable[str]) -> Iterator[P
     if better and direction in _DIRECTIONS.values() and direction != better:
         message = f"{name} is better when it is {'larger' if better == 'maximize' else 'smaller'}"
         yield Problem("hydra.sweeper.direction", direction, message, f"set it to {better}")
+
+
+def find_monitor_problems(cfg: DictConfig) -> Iterator[Problem]:
+    """Yield the problems of the metrics that callbacks watch: each is to be measured at evaluations during training."""
+    callbacks = OmegaConf.select(cfg, "callbacks") or {}
+    for name, section in callbacks.items():
+        metric = OmegaConf.select(section, "monitor") if isinstance(section, DictConfig) else None
+        if not isinstance(metric, str) or not str(section.get("_target_")).endswith(_WATCHING):
+            continue
+        key, definition = f"callbacks.{name}", m.definition_of(metric)
+        known = _names(*(x.held_out for x in _ALWAYS_HELD_OUT))
+        if metric not in known and metric.startswith(m.HELD_OUT) and definition in m.OF_LOSS:
+            known += [f"{m.HELD_OUT}{own}" for own in _loss_outputs(cfg)[0]]
+        if metric not in known:
+            near = suggest(metric, known)
+            wrong = f"is not measured at evaluations during training{near}"
+            yield Problem(f"{key}.monitor", metric, wrong, f"choose among {', '.join(sorted(known))}")
+            continue
+        mode = str(section.get("mode", "min"))  # as of Lightning's
+        better = _MODES.get(definition.direction or "") if definition else None
+        if mode == "auto" and better is None:
+            yield Problem(
+                f"{key}.mode", mode, f"{metric} is not plainly better in one direction", "set it to min or max"
+            )
+        elif mode in _MODES.values() and better is not None and mode != better:
+            is_larger = "larger" if better == "max" else "smaller"
+            yield Problem(f"{key}.mode", mode, f"{metric} is better when it is {is_larger}", f"set it to {better}")
 
 
 def _names(*metrics: m.MetricDefinition) -> list[str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import OverrideParseException
 
+from caldpo.config.did_you_mean import as_yaml
 from caldpo.errors import CaldpoError
 from caldpo.utils.file_names import is_there
+
+_SPECIAL = ("null", "true", "false", "nan", "inf")  # words that are no text
 
 
 def parse_overrides(loader: ConfigLoader | None, overrides: Sequence[str]) -> list[Override]:
@@ -101,3 +106,58 @@ def quoted(text: str) -> str:
     # Quotes keep ${...} an interpolation; a backslash makes it text, and those before it have to be doubled.
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return QuotedString(escaped, Quote.single).with_quotes()
+
+
+def override(key: str, value: object) -> str:
+    """Write ``key=value`` so that Hydra reads the Python value back; ``key`` as on the command line.
+
+    Raises:
+        CaldpoError: a value that no yaml holds.
+    """
+    return f"{key}={_written(require_plain(value, key))}"
+
+
+def plain_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check settings that a call from Python gives: keys of the configuration with plain values."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        remedy = 'write {"loss.beta": 0.1}, with keys as on the command line'
+        raise CaldpoError(f"is a {type(settings).__name__}", key="settings", remedy=remedy)
+    return {str(key): require_plain(value, str(key)) for key, value in settings.items()}
+
+
+def require_plain(value: Any, key: str) -> Any:
+    """Return a value as a yaml holds it: paths as text, tuples as lists.
+
+    Raises:
+        CaldpoError: about ``key``: it is, or holds, an object of another kind.
+    """
+    if isinstance(value, PurePath):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [require_plain(item, key) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: require_plain(item, key) for name, item in value.items()}
+    raise CaldpoError(
+        f"{value!r} is a {type(value).__name__}, which a configuration cannot hold",
+        key=key,
+        remedy="write a number, a text, true or false, None, or lists and dicts of these",
+    )
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_escaped(name)}:{_written(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, str):
+        is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) and value.lower() not in _SPECIAL
+        return value if is_word else quoted(value)
+    return as_yaml(value)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([\\()\[\]{}:=,\s])", r"\\\1", name)

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, open_dict, read_write
 
 from caldpo.config.hydra_errors import compose_or_explain
-from caldpo.config.hydra_session import HydraSession, hydra_session
+from caldpo.config.hydra_session import HydraSession, hydra_session, outer_config_kept
 from caldpo.config.metric_checks import find_search_problems
 from caldpo.config.overrides import parse_overrides
 from caldpo.config.path_checks import find_escapes
@@ -71,14 +71,20 @@ def preflight(
         HydraConfig.instance().cfg = None
 
 
-def composed(config_name: str, overrides: Sequence[str], settings: str, agree: Agree | None = None) -> DictConfig:
-    """Compose and check the configuration of one run as :func:`preflight`, with Hydra's own section; make nothing."""
-    with hydra_session(config_name) as session:
-        try:
-            cfg, problems = _compose(session, overrides, RunMode.RUN)
-            return _good_run(cfg, problems, functools.partial(_run_problems, settings, agree))
-        finally:
-            HydraConfig.instance().cfg = None
+def composed(
+    config_name: str,
+    overrides: Sequence[str],
+    settings: str,
+    agree: Agree | None = None,
+    extra: Sequence[Path] = (),
+) -> DictConfig:
+    """Compose and check the configuration of one run as :func:`preflight`, with Hydra's own section; make nothing.
+
+    ``extra``: folders with further options.
+    """
+    with outer_config_kept(), hydra_session(config_name, extra=extra) as session:
+        cfg, problems = _compose(session, overrides, RunMode.RUN)
+        return _good_run(cfg, problems, functools.partial(_run_problems, settings, agree))
 
 
 def check_run(cfg: DictConfig, settings: str, agree: Agree) -> None:

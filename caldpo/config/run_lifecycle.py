@@ -34,6 +34,7 @@ from caldpo.utils.process_rank import own_ranks, process_rank
 ERROR = "error.txt"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIED = "died"  # never written: the summary says running, and no process holds the run's lock
+INCOMPLETE, UNREADABLE = "incomplete", "unreadable"  # likewise: there is no readable summary; a file cannot be read
 DIED_REASON = "its process ended without a word: killed, out of memory, or the machine went down"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full disk, a quota, one that is only read

@@ -14,7 +14,7 @@ _ENTRIES = {
     **dict.fromkeys(("error", "loss_name", "reference"), str),
     **dict.fromkeys(("stretches", "planned_steps", "steps", "seed"), int),
     **dict.fromkeys(("metrics", "data", "versions"), dict),
-    "overrides": list,
+    **dict.fromkeys(("overrides", "extensions"), list),
 }
 
 

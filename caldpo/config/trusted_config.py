@@ -25,7 +25,7 @@ TRUST = "if you know that code and want it run, add allow_untrusted_code=true"
 _PRIMARY = "train.yaml"  # its defaults list names the groups that a training run is composed of
 _START_KEYS = ("resume", "replay", "allow_untrusted_code")  # keys that no run keeps
 _PACKAGE = re.compile(r"\A(?:#.*\n)*?# @package (\S+)")  # where Hydra puts the content of a file
-SEVERAL = ("modifier",)  # groups of a training of which several options are chosen at once, by a list
+SEVERAL = ("modifier", "logger")  # groups of a training of which several options are chosen at once, by a list
 
 
 def require_own_code(config: Mapping[str, Any], sections: Iterable[str], file: Path) -> None:

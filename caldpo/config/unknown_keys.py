@@ -22,6 +22,7 @@ from caldpo.config.did_you_mean import (
     other_names,
     section_at,
 )
+from caldpo.config.lightning_keys import PLACES, REFUSED
 from caldpo.config.validation import Problem
 from caldpo.security.secrets import redact_text
 from caldpo.utils.file_names import is_there
@@ -77,6 +78,9 @@ def explain_unknown_key(override: Override, composer: Composer, others: list[str
     choices = known if parent else [*known, *composer.groups(cfg)]
     meant = meant_keys(key, cfg, composer.groups(cfg))
     near = None if meant else nearest(name, choices)
+    if parent in PLACES and name in REFUSED:
+        reason, remedy = REFUSED[name]
+        return Problem(key, None, f"Lightning's argument {reason}", remedy)
     # in a sweep over a group, say which of its options lacks the key
     option = next((text for text in reversed(others) if parent and text.split("=")[0] == parent), None)
     wrong = f"unknown key{f' with {option}' if option else ''}"

@@ -12,6 +12,7 @@ from omegaconf.errors import InterpolationResolutionError, InterpolationToMissin
 
 from caldpo.config import value_checks
 from caldpo.config.did_you_mean import as_hint, as_yaml, known_or_near, meant_keys
+from caldpo.config.lightning_keys import PLACES, REFUSED
 from caldpo.config.signatures import Signature, read_signature
 from caldpo.config.value_checks import describe, is_quantity
 from caldpo.config.yaml_comments import meaning
@@ -163,6 +164,10 @@ def _unknown_keys(path: str, section: DictConfig, keys: list[str], signature: Si
     remedy = f"the keys of {where} are {', '.join(known)}" if known else f"{where} has no keys"
     for key in () if signature.open else keys:
         if key in known or (not path and _is_group(section, key)):
+            continue
+        if path in PLACES and key in REFUSED:
+            reason, instead = REFUSED[key]
+            yield Problem(_join(path, key), None, f"Lightning's argument {reason}", instead)
             continue
         meant = [] if path else meant_keys(key, section, [])
         near = as_hint(key, *meant) or as_hint(key, known_or_near(key, signature.parameters))

@@ -6,9 +6,11 @@ share the step: 2 devices x 4 pairs x accumulation 2 see the pairs of 1 device x
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -181,7 +183,7 @@ class StepPlan:
     world_size: int = 1  # devices
     seed: int | None = None  # with the epoch, determines the order; None keeps the order of the split
     drop_last: bool = False  # leave out the last step of an epoch where it has fewer pairs than the others
-    max_epochs: int = 1  # passes over the pairs, where there is no max_steps
+    max_epochs: float = 1  # passes over the pairs, where there is no max_steps; a part of one is rounded up to a step
     max_steps: int | None = None
     micro_batching: ByCount | ByTokens = ByCount()
     step_size: int = 0  # pairs of a full optimiser step, over all devices; 0: those of full micro-batches
@@ -211,7 +213,9 @@ class StepPlan:
     @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
-        return self.max_epochs * self.steps_per_epoch if self.max_steps is None else self.max_steps
+        if self.max_steps is not None:
+            return self.max_steps
+        return math.ceil(Fraction(str(self.max_epochs)) * self.steps_per_epoch)  # of the decimal that was written
 
     @property
     def epochs(self) -> int:

@@ -35,7 +35,8 @@ def collate(
         layout: ``padded``: all chosen, then all rejected responses, each after its prompt, padded on the right to
             the longest; ``packed``: one row of prompt, chosen, rejected of each pair, without padding.
         weight: 1 for a real pair, 0 for filler; default: all real.
-        step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch.
+        step_pairs: real pairs of the optimiser step the batch belongs to; default: those of this batch for each
+            micro-batch of the step.
         with_scores: whether the whole split has scores; default: whether these pairs do. An absent response has 0.
         places: of the pairs in the optimiser step, where a loss reads all of it.
     """
@@ -70,7 +71,7 @@ def collate(
         split=split,
         score_chosen=torch.tensor([c for c, _ in scores], dtype=torch.float32) if with_scores else None,
         score_rejected=torch.tensor([r for _, r in scores], dtype=torch.float32) if with_scores else None,
-        step_pairs=sum(w > 0 for w in weight) if step_pairs is None else step_pairs,
+        step_pairs=step_pairs,
         filler=not any(weight),
         places=torch.tensor(places) if places else None,
         chosen_present=None if present is None else present[:, 0].contiguous(),

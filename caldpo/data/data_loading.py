@@ -244,8 +244,9 @@ class TokenizedDataModule(LightningDataModule):
         *,
         accumulation: int,
         world_size: int,
-        max_epochs: int,
+        max_epochs: float,
         max_steps: int | None,
+        overfit_batches: int | None = None,
         lengths: np.ndarray | None = None,
         choose_budget: Callable[[StepPlan], int] | None = None,
         reads_ahead: bool = False,
@@ -259,6 +260,7 @@ class TokenizedDataModule(LightningDataModule):
             layout: of the batches.
             accumulation: micro-batches of ``micro_batch_size`` pairs per device in a step.
             world_size, max_epochs, max_steps: see :class:`~caldpo.data.batching.StepPlan`.
+            overfit_batches: train on the pairs of so many steps alone, the first of the split, in its order.
             lengths: of the pairs to plan for, ``(pairs, 3)``; None: those of the training split.
             choose_budget: gives :attr:`token_budget` for the plan by count, where that is to be chosen and is not yet.
             reads_ahead, mismatched: the loss ``depends_on_batch`` and ``needs_mismatched`` responses.
@@ -270,12 +272,14 @@ class TokenizedDataModule(LightningDataModule):
         is_stream = self.stream is not None
         endless = is_stream and lengths is None
         lengths = self.train_pairs.lengths() if lengths is None else lengths
+        if overfit_batches is not None:
+            lengths = lengths[: overfit_batches * self.micro_batch_size * accumulation * world_size]
         plan = StepPlan(
             ENDLESS if endless else len(lengths),
             self.micro_batch_size,
             accumulation=accumulation,
             world_size=world_size,
-            seed=None if endless else self.seed,  # the stream has an order of its own
+            seed=None if endless or overfit_batches else self.seed,  # a stream has an order of its own
             drop_last=self.drop_last,
             max_epochs=max_epochs,
             max_steps=max_steps,

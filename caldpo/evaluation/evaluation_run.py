@@ -28,14 +28,24 @@ from caldpo.evaluation.evaluation_settings import EvaluateSettings
 from caldpo.evaluation.evaluation_target import Target, find_folders, name_of, read_target
 from caldpo.evaluation.model_loading import find_device
 from caldpo.evaluation.suite_base import FOLDER, Suite, read_results
+from caldpo.loggers.tracker_base import Trackers
 
 _NO_SUITES = ("model", "reference", "data")  # sections that build something else
 # by name, not by package: nothing else that a run's file may name is built for its summary
-_TRACKERS = ("caldpo.loggers.NoTracker", "caldpo.loggers.WandB")
+_TRACKERS = (
+    "caldpo.loggers.mlflow_tracker.MLflow",
+    "caldpo.loggers.tensorboard_tracker.TensorBoard",
+    "caldpo.loggers.tracker_base.NoTracker",
+    "caldpo.loggers.trackio_tracker.Trackio",
+    "caldpo.loggers.wandb_tracker.WandB",
+)
 
 
-def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
+def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> list[tuple[str, Path]]:
     """Evaluate the run, the sweep or the model of ``cfg`` by its suites; ``write_report`` compares a sweep's runs.
+
+    Returns:
+        The name of each policy with the file of each suite's results.
 
     Raises:
         CaldpoError: a suite or the only policy cannot be evaluated.
@@ -48,13 +58,15 @@ def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
     console = Console()
     transformers.utils.logging.disable_progress_bar()
     single = len(folders) == 1
-    failed = 0
+    failed, results = 0, list[tuple[str, Path]]()
     for number, folder in enumerate(folders, start=1):
-        print_policy(console, name_of(cfg, folder), number, len(folders))
+        name = name_of(cfg, folder)
+        print_policy(console, name, number, len(folders))
         try:
             policy = EvaluatedPolicy(read_target(cfg, folder), cache)
             with run_lock(policy.folder, EVALUATION):
-                _run_suites(policy, suites, settings, console, single=single)
+                files = _run_suites(policy, suites, settings, console, single=single)
+            results += [(name, file) for file in files]
         except Exception as error:  # the other runs of a sweep are evaluated all the same
             if single:
                 raise
@@ -67,6 +79,7 @@ def evaluate(cfg: DictConfig, write_report: Callable[[str], object]) -> None:
     print_end(console, len(folders), failed, report, cfg.run)
     if failed:
         raise SystemExit(1)
+    return results
 
 
 def build_suites(cfg: DictConfig) -> list[Suite]:
@@ -82,16 +95,17 @@ def build_suites(cfg: DictConfig) -> list[Suite]:
 
 def _run_suites(
     policy: EvaluatedPolicy, suites: list[Suite], settings: EvaluateSettings, console: Console, *, single: bool
-) -> None:
-    """Run the suites whose results are not up to date, after every check of all of them."""
+) -> list[Path]:
+    """Run the suites whose results are not up to date, after every check of all of them; return the results' files."""
     for suite in suites:
         if suite.needs_reference:
             policy.require_reference(suite.name)
         suite.check_policy(policy)
-    written = False
+    written, files = False, list[Path]()
     for suite in suites:
         name = suite.result_name
         file = policy.folder / f"{name}.json"
+        files.append(file)
         provenance = provenance_of(suite, policy)
         digest = digest_of(provenance)
         if not settings.overwrite and _digest_in(file) == digest:
@@ -117,9 +131,10 @@ def _run_suites(
         write_json(file, content)
         print_result(console, name, result, seconds, file, full=single)
         written = True
-    is_end_of_run = isinstance(settings.wanted, str) and policy.target.own_data and policy.cache.reference is None
+    is_end_of_run = settings.wanted in ("final", "last") and policy.target.own_data and policy.cache.reference is None
     if written and is_end_of_run and (message := update_tracker(policy.target)):
         console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
+    return files
 
 
 def _digest_in(file: Path) -> str | None:
@@ -132,16 +147,21 @@ def _digest_in(file: Path) -> str | None:
 
 
 def update_tracker(target: Target) -> str | None:
-    """Add every measure in the run's results to its W&B summary, and return a line for the terminal, if any.
+    """Add every measure in the run's results to its trackers, and return lines for the terminal, if any.
 
     As ``evaluation/SUITE/MEASURE``, and all of them, since W&B takes the last summary of a run for the whole run's.
     Those of earlier checkpoints are left out: a summary is of the end.
     """
-    section = target.config.get("logger")
+    sections = target.config.get("logger")
     if target.run is None or target.folder != target.run:  # output= may hold results of something else
         return None
-    if not isinstance(section, Mapping) or section.get("_target_") not in _TRACKERS:
+    if not isinstance(sections, Mapping):
         return None
+    own = {
+        name: dict(section)
+        for name, section in sections.items()
+        if isinstance(section, Mapping) and section.get("_target_") in _TRACKERS
+    }
     values = {
         f"{FOLDER}/{suite}/{name}": float(measure["value"])
         for suite, content in read_results(target.folder, []).items()
@@ -149,7 +169,8 @@ def update_tracker(target: Target) -> str | None:
         if measure.get("value") is not None
     }
     try:
-        message: str | None = instantiate(dict(section), _recursive_=False).add_summary(target.run, values)
+        trackers = Trackers({name: instantiate(section, _recursive_=False) for name, section in own.items()})
+        message = trackers.add_summary(target.run, values)
     except InstantiationException as error:  # keys of another version
         return f"the tracker's summary was not updated: {describe_error(error)}"
     return message

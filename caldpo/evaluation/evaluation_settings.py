@@ -11,7 +11,7 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from caldpo.checkpointing.manifest import CheckpointName, wanted_checkpoint
+from caldpo.checkpointing.manifest import CheckpointName, Wanted, wanted_checkpoint
 from caldpo.config.bounds import NonNegative, NonNegativeInt, Positive, PositiveInt
 from caldpo.config.find_runs import find_runs
 from caldpo.config.signatures import validated
@@ -37,7 +37,7 @@ class TargetSettings:
     allow_untrusted_code: bool
 
     @property
-    def wanted(self) -> Literal["final", "last"] | int:
+    def wanted(self) -> Wanted:
         """The checkpoint, a step as a number."""
         return wanted_checkpoint(self.checkpoint)
 

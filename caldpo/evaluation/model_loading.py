@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from caldpo.checkpointing.best_checkpoint import find_best
 from caldpo.checkpointing.checkpoint_io import load_into_policy, policy_weights
-from caldpo.checkpointing.manifest import MANIFEST, OPTIMIZER_PARTS
+from caldpo.checkpointing.manifest import MANIFEST, OPTIMIZER_PARTS, Wanted
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target
 from caldpo.model_data_checks import skeleton_of
@@ -22,6 +23,7 @@ from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
 from caldpo.models.model_source import ModelSource, floating_dtype
 from caldpo.reference.reference_load import check_vocabulary, freeze
 from caldpo.utils.digests import known_digest
+from caldpo.utils.notes import print_notes
 
 REFERENCE_KEY = "reference.path"
 _SUFFIXES = (".safetensors", ".json", ".py", ".jinja", ".model", ".txt")  # of the files that a model is loaded from
@@ -57,7 +59,7 @@ class Weights:
         return [[str(f.relative_to(self.path)), f.stat().st_size, known_digest(f)] for f in ordered if f.is_file()]
 
 
-def find_weights(target: Target, wanted: Literal["final", "last"] | int) -> Weights:
+def find_weights(target: Target, wanted: Wanted) -> Weights:
     """Find the weights that ``checkpoint=`` names.
 
     Raises:
@@ -65,6 +67,10 @@ def find_weights(target: Target, wanted: Literal["final", "last"] | int) -> Weig
     """
     if target.run is None:
         return Weights(None, None)
+    if wanted == "best":
+        best = find_best(target.run, target.of_run("callbacks.checkpoint", None))
+        print_notes([f"{target.name}: {note}" for note in (best.note,) if note])
+        return Weights(best.step, best.folder)
     saved = target.checkpoints()
     export = target.run / "policy"
     exported = export.is_dir() and any(export.glob("*.safetensors"))

@@ -62,7 +62,7 @@ def export_run(cfg: DictConfig) -> None:
             )
         prepare_repository(settings.push_to, private=settings.private)
 
-    tokenizer = _tokenizer(target, model)
+    tokenizer = tokenizer_of(target, model)
     policy = load_weights(weights, model, adapter, target)
     if settings.merge:  # in the dtype that is written: a narrower base would round the sum first
         policy = merged(policy, None if settings.dtype is None else getattr(torch, settings.dtype))
@@ -85,7 +85,7 @@ def export_run(cfg: DictConfig) -> None:
         print(f"uploaded: {upload(settings.push_to, place, message)}")
 
 
-def _tokenizer(target: Target, source: Any) -> PreTrainedTokenizerBase:
+def tokenizer_of(target: Target, source: Any) -> PreTrainedTokenizerBase:
     """Load the one that the run saved beside its policy, else the one that it was made with."""
     assert target.run is not None
     saved = target.run / "policy"

@@ -6,7 +6,6 @@ where the weights are not safetensors. A folder may come from others, so all of 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import warnings
@@ -16,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from caldpo.config.extras import install
+from caldpo.config.extras import require_package
 from caldpo.errors import CaldpoError, one_line
 from caldpo.models.adapted_policy import REFERENCE
 from caldpo.models.hub_files import no_safetensors_error
@@ -53,7 +52,7 @@ def load_adapter(
     Raises:
         CaldpoError: PEFT is not installed, or a folder holds anything but such an adapter of this base.
     """
-    require_package("peft", "lora")
+    require_package("peft", "adapter", "lora")
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
     folders = {"default": folder} | ({} if reference is None else {REFERENCE: reference})
@@ -179,12 +178,6 @@ def named_with_digest(folder: str) -> str:
     """Name an adapter's folder with the first digits of its weights' SHA-256, since it may be overwritten."""
     file = Path(folder) / WEIGHTS
     return f"{folder} ({file_digest(file)[:12]})" if file.is_file() else folder
-
-
-def require_package(name: str, option: str) -> None:
-    """Refuse ``adapter=OPTION`` where a package that it needs is not installed."""
-    if importlib.util.find_spec(name) is None:
-        raise CaldpoError(f"{name} is not installed", key="adapter", value=option, remedy=install("adapter", option))
 
 
 def require_adapter_folder(folder: str) -> None:

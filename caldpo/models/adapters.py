@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from caldpo.config.bounds import NonNegativeInt, PositiveInt, Rate
+from caldpo.config.extras import require_package
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import set_dora_magnitudes
@@ -23,7 +24,6 @@ from caldpo.models.adapter_folder import (
     load_adapter,
     named_with_digest,
     require_adapter_folder,
-    require_package,
 )
 from caldpo.models.model_source import ModelSource
 
@@ -121,7 +121,7 @@ class Lora(AdapterSource):
         return self.init_from is not None and self.init_mode == "reference"
 
     def check(self) -> None:
-        require_package("peft", self.option)
+        require_package("peft", "adapter", self.option)
         if self.init_from is not None:
             require_adapter_folder(self.init_from)
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from caldpo.config.extras import require_package
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
-from caldpo.models.adapter_folder import require_package
 from caldpo.models.adapters import AdapterSource, Lora
 from caldpo.models.model_source import ModelSource, WrappedSource, floating_dtype
 
@@ -47,7 +47,7 @@ class QLora(Lora):
     compute_dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
 
     def check(self) -> None:
-        require_package("bitsandbytes", self.option)
+        require_package("bitsandbytes", "adapter", self.option)
         super().check()
 
     def base(self, source: ModelSource) -> ModelSource:

@@ -113,7 +113,7 @@ def dump_step(
         step=step,
         layout="packed" if first.spans is not None else "padded",
         micro_batches=[one.batch.pairs for one in seen],
-        step_pairs=first.step_pairs,
+        step_pairs=first.pairs_in_step(len(seen) * facts["ranks"]),
         checkpoint=last_checkpoint(run_dir, step),
         pairs=[pair for one in seen for pair in _dumped_pairs(one, origin)],
         **facts,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 
 from caldpo.config.bounds import Fraction, NonNegative, Positive
+from caldpo.config.extras import require_package
 from caldpo.config.signatures import validated
-from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, refuse_sharded, refused, require_package
+from caldpo.optim.optimizer_base import OptimizerChoice, Schedule, refuse_sharded, refused
 
 
 class FromBitsAndBytes(OptimizerChoice):
@@ -18,7 +19,7 @@ class FromBitsAndBytes(OptimizerChoice):
     option: str
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
-        require_package("bitsandbytes", self.option)
+        require_package("bitsandbytes", "optim", self.option)
         if sharded:
             refuse_sharded(self.option)  # its kernels do not support PyTorch's sharded tensors
 
@@ -108,7 +109,7 @@ class StochasticAdamW(OptimizerChoice):
         self.betas, self.eps = (beta1, beta2), eps
 
     def check(self, precision: str, *, sharded: bool = False, replicas: bool = False) -> None:
-        require_package("torchao", self.option)
+        require_package("torchao", "optim", self.option)
         compiles = torch.cuda.is_available() or any(map(shutil.which, ("g++", "c++", "clang++")))
         if not compiles:
             why = "its update is compiled, which needs a C++ compiler on a CPU, and there is none"

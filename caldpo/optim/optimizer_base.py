@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from fractions import Fraction as Exact
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from caldpo.config.bounds import Fraction, NonNegativeInt
-from caldpo.config.extras import install
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
@@ -22,12 +21,16 @@ Decay = Literal["constant", "linear", "cosine"]
 
 
 class Schedule:
-    """Linear warm-up from 0, then a decay to 0 (or none) at the last step.
+    """Linear warm-up from 0, then a decay to 0, to a floor or none, at the last step.
 
     Args:
         decay: shape after the warm-up.
         warmup_steps: optimiser steps of warm-up; None takes the ratio.
         warmup_ratio: share of all steps that is warm-up, rounded down (the first step of a warm-up has rate 0).
+        min_lr_ratio: floor that the rate decays to, as a share of the peak.
+
+    Raises:
+        CaldpoError: a floor for a rate that does not decay.
     """
 
     @validated
@@ -36,18 +39,35 @@ class Schedule:
         decay: Decay = "cosine",
         warmup_steps: NonNegativeInt | None = None,
         warmup_ratio: Fraction = 0.1,
+        min_lr_ratio: Fraction = 0.0,
     ) -> None:
+        if min_lr_ratio and decay == "constant":
+            raise CaldpoError(
+                "has no effect on a rate that does not decay",
+                key="min_lr_ratio",
+                value=min_lr_ratio,
+                remedy="set optim.schedule.decay=cosine or linear, or leave it out",
+            )
         self.decay, self.warmup_steps, self.warmup_ratio = decay, warmup_steps, warmup_ratio
+        self.min_lr_ratio = min_lr_ratio
 
     def attach(self, optimizer: torch.optim.Optimizer, total_steps: int) -> dict[str, Any]:
         """Make Lightning's optimiser dictionary, with the schedule stepped at every optimiser step."""
+        scheduler = LambdaLR(optimizer, self.factor(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def factor(self, total_steps: int) -> Callable[[int], float]:
+        """Return the factor of the learning rate as a function of the optimiser steps done, of ``total_steps``."""
         warmup = share_of(self.warmup_ratio, total_steps) if self.warmup_steps is None else self.warmup_steps
-        factor = functools.partial(rate_factor, decay=self.decay, warmup=warmup, total=total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return functools.partial(
+            rate_factor, decay=self.decay, warmup=warmup, total=total_steps, floor=self.min_lr_ratio
+        )
 
 
-def rate_factor(step: int, *, decay: Decay, warmup: int, total: int) -> float:
+def rate_factor(step: int, *, decay: Decay, warmup: int, total: int, floor: float = 0.0) -> float:
     """Compute the factor of the learning rate after ``step`` of ``total`` steps: transformers' schedules, bit for bit.
+
+    A cosine with a floor is its ``cosine_with_min_lr``, by which a linear decay goes too.
 
     Its ``get_scheduler`` is not called because its module imports PEFT, and that bitsandbytes and torch's compiler.
     """
@@ -57,8 +77,10 @@ def rate_factor(step: int, *, decay: Decay, warmup: int, total: int) -> float:
         return 1.0
     after_warmup = max(1, total - warmup)
     if decay == "linear":
-        return max(0.0, (total - step) / after_warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / after_warmup))))
+        decayed = max(0.0, (total - step) / after_warmup)
+    else:
+        decayed = max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / after_warmup))))
+    return decayed * (1.0 - floor) + floor
 
 
 def share_of(ratio: float, steps: int) -> int:
@@ -108,12 +130,6 @@ class OptimizerChoice(ABC):
 def refused(option: str, why: str, remedy: str) -> CaldpoError:
     """Build the error about a chosen optimiser."""
     return CaldpoError(why, key="optim", value=option, remedy=remedy)
-
-
-def require_package(package: str, option: str) -> None:
-    """Refuse an option whose package is not installed, naming the extra that installs it."""
-    if importlib.util.find_spec(package) is None:
-        raise refused(option, "not installed", install("optim", option))
 
 
 def refuse_sharded(option: str) -> None:

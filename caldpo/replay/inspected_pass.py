@@ -87,7 +87,7 @@ def run_pass(
     for batch, reference_logps in zip(batches, references, strict=True):
         assemble = assembler(batch, reference_logps, _of_step(pairs[start : start + batch.pairs], batch.weight))
         start += batch.pairs
-        weight, factor = batch.weight, scale / batch.step_pairs
+        weight, factor = batch.weight, scale / batch.pairs_in_step(len(batches))
 
         def summed(chosen: Tensor, rejected: Tensor, rows: slice) -> Tensor:
             values = loss(assemble(chosen, rejected, rows)).loss  # noqa: B023  # called before the next batch

@@ -1,4 +1,4 @@
-"""``python -m caldpo.compare FOLDER``: report, table and pictures of a sweep, from the runs' files."""
+"""``python -m caldpo.compare FOLDER``: page, report, table and pictures of a sweep, from the runs' files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from caldpo.config.bounds import PositiveInt
-from caldpo.config.find_runs import find_runs, no_folder_error, sweep_overrides
+from caldpo.config.bounds import Port, PositiveInt
+from caldpo.config.find_runs import find_runs, is_run, no_folder_error, sweep_overrides
 from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
+from caldpo.metrics_file import NAME
 from caldpo.utils.atomic_io import write_text
 
+PAGE = "report.html"
 DYNAMICS = ("reward_dynamics.png", "reward_dynamics.svg")
 
 if TYPE_CHECKING:
@@ -29,26 +31,49 @@ def compare_runs(
     output: str | None = None,
     band: Literal["range", "sd"] = "range",
     dpi: PositiveInt = 150,
-) -> None:
-    """Write ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
+    watch: bool = False,
+    port: Port = 0,
+) -> Path:
+    """Write ``report.html``, ``report.md``, ``comparison.csv`` and the figures, and print the main figures.
 
     Args:
-        sweep: folder of a sweep, of several sweeps, or of one run, or a list of such; relative to the current folder.
-        output: folder that all is written into; None takes ``sweep``, of several a new one below ``outputs``.
+        sweep: folder of a sweep, of several sweeps, or of one run, a csv that W&B has exported, or a list of such;
+            relative to the current folder.
+        output: folder that all is written into; None takes ``sweep``, of several and of files a new one below
+            ``outputs``.
         band: what is drawn around a mean over seeds: ``range`` (lowest to highest) or ``sd`` (+-1).
         dpi: resolution of the .png files.
+        watch: serve the page on this machine, and let it follow the runs, until Ctrl-C; then write all, unless no run
+            has finished. The folders need not exist yet.
+        port: that it is served on; 0 takes any that is free.
+
+    Returns:
+        The folder that all was written into.
 
     Raises:
         CaldpoError: a folder is missing or holds no runs, none of them finished, none logged held-out
             log-ratios, or the folder cannot be written to.
     """
-    folders = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
-    if not folders:
+    named = [Path(name).expanduser().absolute() for name in ([sweep] if isinstance(sweep, str) else sweep)]
+    if not named:
         raise no_folder_error()
-    runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
-    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
-    place = root if len(folders) == 1 else Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    named = [path.parent if path.name == NAME and is_run(path.parent) else path for path in named]
+    exports = [path for path in named if path.is_file()]
+    folders = [path for path in named if path not in exports]
+    root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
+    place = Path("outputs").absolute() / f"compare_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    place = root if len(named) == len(folders) == 1 else place
     place = place if output is None else Path(output).expanduser().absolute()
+
+    if watch and exports:
+        remedy = "leave it out: only folders of runs are watched"
+        raise CaldpoError("an exported file does not grow", key="sweep", value=exports[0], remedy=remedy)
+    if watch:
+        from caldpo.report.live.watch import watch_runs
+
+        if not watch_runs(folders, root, band, port):
+            return place
+    runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
 
     # Heavy from here on: a wrong folder has been answered.
     from rich.console import Console
@@ -60,11 +85,27 @@ def compare_runs(
 
     console = Console()
     with console.status("Reading runs") as status:
-        groups = group_runs(read_runs(runs, root, is_whole=is_drawn))
-        finished = _require_finished(groups, ", ".join(map(str, folders)))
+        groups = group_runs(read_runs(runs, root, is_whole=is_drawn, exports=exports))
+        finished = _require_finished(groups, ", ".join(map(str, named)))
         status.update("Drawing")
-        written, failed = _write(place, folders, groups, finished, band, dpi)
+        written, failed = _write(place, named, groups, finished, band, dpi)
     print_comparison(console, groups, written, failed)
+    return place
+
+
+def write_sweep_page(folder: Path) -> Path | None:
+    """Write ``report.html`` of the runs of a sweep, without anything else; None where no finished run has curves."""
+    from caldpo.report.grouping import group_runs
+    from caldpo.report.page.page_html import render_page
+    from caldpo.report.read_runs import read_runs
+    from caldpo.report.shown_metrics import CHOSEN, is_drawn
+
+    groups = group_runs(read_runs(find_runs(folder), folder, is_whole=is_drawn))
+    if not any(CHOSEN.curve(run.curves) for group in groups for run in group.finished):
+        return None
+    tasks = [task] if (task := sweep_overrides(folder)) else []
+    write_text(folder / PAGE, render_page(groups, [folder], "range", tasks))
+    return folder / PAGE
 
 
 def _require_finished(groups: Sequence[RunGroup], sweep: str) -> list[RunGroup]:
@@ -97,11 +138,12 @@ def _write(
     band: Literal["range", "sd"],
     dpi: int,
 ) -> tuple[list[Path], list[str]]:
-    """Write everything; return the paths, the report first, and what could not be drawn."""
+    """Write everything; return the paths, the page and the report first, and what could not be drawn."""
     from caldpo.report import dynamics_plot, evaluation_plots, frontier_plot, loss_terms_plot
     from caldpo.report.comparison_facts import headline as headline_of
     from caldpo.report.comparison_table import write_comparison
     from caldpo.report.markdown_report import report
+    from caldpo.report.page.page_html import render_page
 
     headline = headline_of(finished)
     figures: dict[tuple[str, ...], Callable[[], Figure | None]] = {
@@ -119,6 +161,7 @@ def _write(
             drawn += _draw(make, [place / name for name in names], dpi, failed)
         write_comparison(place / "comparison.csv", groups)
         tasks = [task for folder in folders if (task := sweep_overrides(folder))]
+        page = _write_page(place, lambda: render_page(groups, folders, band, tasks, failed), failed)
         write_text(place / "report.md", report(groups, folders, band, drawn, tasks, failed))
     except OSError as error:
         raise CaldpoError(
@@ -127,7 +170,21 @@ def _write(
             value=place,
             remedy="make the folder writable, or name another one: output=FOLDER",
         ) from error
-    return [place / name for name in ("report.md", *drawn, "comparison.csv")], failed
+    return [place / name for name in (*page, "report.md", *drawn, "comparison.csv")], failed
+
+
+def _write_page(place: Path, make: Callable[[], str], failed: list[str]) -> list[str]:
+    """Write the page; return its name. One that cannot be made costs the page, named in ``failed``, not the rest."""
+    from caldpo.config.run_lifecycle import describe_error
+
+    try:
+        text = make()
+    except Exception as error:  # as of figures
+        failed.append(f"{PAGE} could not be made: {describe_error(error)}")
+        (place / PAGE).unlink(missing_ok=True)
+        return []
+    write_text(place / PAGE, text)
+    return [PAGE]
 
 
 def _draw(make: Callable[[], Figure | None], paths: Sequence[Path], dpi: int, failed: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from caldpo.report.evaluation_results import evaluated, suites_of
 from caldpo.report.evaluation_tables import faults
 from caldpo.report.grouping import RunGroup
 from caldpo.report.table_cells import cells
+from caldpo.report.unlike_runs import unlike
 
 
 def print_comparison(
@@ -39,6 +40,8 @@ def print_comparison(
     for group in finished:
         figures = (column[group.label].replace("± ", "±") for column in by_metric)
         table.add_row(Text(group.label), *map(Text, figures))
+    for text in unlike(groups):
+        console.print(Text(f"warning: {one_line(text)}", "bold yellow"), soft_wrap=True)
     console.print(table)
     for run in (run for group in groups for run in group.runs if not run.finished):
         why = f"{run.status} at {run.progress}: {shorten(run.error or '')}"

@@ -20,11 +20,15 @@ from caldpo.report import shown_metrics
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.comparison_facts import unit as unit_of
 from caldpo.report.grouping import RunGroup
-from caldpo.report.plot_style import Look, drawing, linear_limit, looks, set_symmetric_log
+from caldpo.report.loss_style import OVER, Look, looks
+from caldpo.report.plot_style import drawing, linear_limit, set_symmetric_log
 from caldpo.report.statistics import Band, BandKind, band, thinned
 
 Drawn = tuple[Look, Band, int]  # a curve, its look, and the place of its group
 _MARKER_SIZE = 4.5  # points
+_MOST_LABELS = 12  # at the ends of the curves of a panel; of more curves those on top have one
+_LABEL_HEIGHT = 0.05  # of a panel
+_LONGEST = 12  # characters of such a label
 BAND_TEXT = {"range": "band: lowest to highest seed", "sd": "band: ± 1 standard deviation"}
 
 
@@ -99,6 +103,7 @@ def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], styles: Se
     axes.set_ylabel(unit)
     if panel.shaded:
         _shade_below_zero(axes)
+    _label_ends(axes, curves, groups)
 
 
 def _draw_spreads(axes: Axes, curves: Sequence[Drawn]) -> None:
@@ -134,6 +139,32 @@ def _draw_markers(axes: Axes, curves: Sequence[Drawn]) -> None:
     for shape, points in by_shape.items():
         steps, means, colours = zip(*points, strict=True)
         axes.scatter(steps, means, s=_MARKER_SIZE**2, c=colours, marker=shape, linewidths=1, zorder=3)
+
+
+def _label_ends(axes: Axes, curves: Sequence[Drawn], groups: Sequence[RunGroup]) -> None:
+    """Write each group's label at the height where its curve ends, moved apart where labels would overlap."""
+    ends = [(float(curve.mean[-1]), look, groups[place].label) for look, curve, place in curves]
+    ends = [end for end in ends if np.isfinite(end[0])]
+    if len(ends) > _MOST_LABELS:
+        ends = [end for end in ends if end[1].zorder >= OVER]
+    if len(ends) > _MOST_LABELS:
+        return
+    ends.sort(key=lambda end: end[0])
+    to_axes = axes.transData + axes.transAxes.inverted()
+    height = 0.0
+    for place, (value, look, label) in enumerate(ends):
+        room = 1 - (len(ends) - 1 - place) * _LABEL_HEIGHT
+        at = float(to_axes.transform((0, value))[1])
+        height = min(max(at, height), room)
+        style: dict[str, Any] = {"color": look.colour, "fontsize": 6.5, "va": "center", "transform": axes.transAxes}
+        axes.text(1.02, height, _ends_of(label), **style)
+        height += _LABEL_HEIGHT
+
+
+def _ends_of(label: str) -> str:
+    """Of a long label its ends: the loss, and the value that tells it from its neighbours."""
+    tail = _LONGEST // 3
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - tail - 1]}…{label[-tail:]}"
 
 
 def _shade_below_zero(axes: Axes) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.evaluation_results import PREFIX, details, evaluated, evaluated_seeds
 from caldpo.report.grouping import RunGroup
-from caldpo.report.plot_style import Look, drawing, grid_shape, linear_limit, looks, set_symmetric_log
+from caldpo.report.loss_style import Look, looks
+from caldpo.report.plot_style import drawing, grid_shape, linear_limit, set_symmetric_log
 from caldpo.report.run_files import is_number
 from caldpo.report.statistics import estimate
 from caldpo.report.table_cells import spread

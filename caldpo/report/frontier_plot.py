@@ -22,7 +22,8 @@ from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD
 from caldpo.report.comparison_facts import count_text
 from caldpo.report.evaluation_results import PREFIX, details, evaluated
 from caldpo.report.grouping import RunGroup
-from caldpo.report.plot_style import CRUSHING, DASHES, Look, drawing, looks
+from caldpo.report.loss_style import DASHES, Look, looks
+from caldpo.report.plot_style import CRUSHING, drawing
 from caldpo.report.statistics import LARGEST, Estimate, band, estimate
 
 SUITE = "oracle"
@@ -70,7 +71,7 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
             level = sum(references) / len(references)
             axes.axhline(level, color="#222222", linewidth=0.9, linestyle="--", label=_REFERENCE)
         label = "KL(policy || reference), nats per sequence"
-        if _wide([p.kl for p in points]):
+        if is_wide([p.kl for p in points]):
             axes.set_xscale("log", nonpositive="mask")  # a path starts at a KL of 0
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
@@ -109,7 +110,7 @@ def _draw_frontiers(
     axes: Axes, entries: Sequence[tuple[RunGroup, Look, FrontierPoint]], joined: Sequence[Sequence[int]]
 ) -> None:
     """A dashed line per loss over its betas, in its colour where it has one, and the beta beside each end."""
-    for members, dash in zip(joined, itertools.cycle(DASHES[1:])):
+    for members, dash in zip(joined, itertools.cycle(pattern for pattern, _ in DASHES[1:])):
         ordered = sorted((entries[i] for i in members), key=lambda entry: entry[2].kl.mean)
         colours = {look.colour for _, look, _ in ordered}
         ends = [(p.kl.mean, p.reward.mean) for *_, p in ordered]
@@ -124,7 +125,7 @@ def _draw_frontiers(
             axes.annotate(f"β {beta(group):g}", end, xytext=side, **style)
 
 
-def _wide(kls: Sequence[Estimate]) -> bool:
+def is_wide(kls: Sequence[Estimate]) -> bool:
     """Whether the KLs lie so far apart that a linear axis would press the small ones together."""
     lowest = min(kl.mean - (kl.sd or 0.0) for kl in kls)
     return lowest > 0 and max(kl.mean for kl in kls) > CRUSHING * min(kl.mean for kl in kls)

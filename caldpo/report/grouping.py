@@ -6,6 +6,7 @@ Reports call a group a setting.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -150,13 +151,20 @@ def _overridden(run: Run) -> dict[str, str]:
 
 
 def labels(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Label groups, of each a run and its shared configuration, by the loss and what tells them from others of it."""
+    """Label groups, of each a run and its shared configuration, by the loss and what tells them from others of it.
+
+    Data and model are named where they are not the same for all losses. Of a key the last parts are named, as many as
+    no other key of the configurations ends in.
+    """
     result = [""] * len(runs)
+    names = _short_names({key for config in configs for key in config})
+    among_losses = _chosen_options(runs, ("data", "model"))
     for loss in dict.fromkeys(run.loss for run in runs):
         places = [place for place, run in enumerate(runs) if run.loss == loss]
         members = [runs[place] for place in places]
-        differing = _telling(_differing(members, [configs[place] for place in places]))
-        for place, label in zip(places, _labels_of_loss(one_line(loss), members, differing), strict=True):
+        differing = {option: [values[place] for place in places] for option, values in among_losses.items()}
+        differing |= _telling(_differing(members, [configs[place] for place in places]))
+        for place, label in zip(places, _labels_of_loss(one_line(loss), members, differing, names), strict=True):
             result[place] = label
     numbered = [f"{label} ({result[:place].count(label) + 1})" for place, label in enumerate(result)]
     return [label if result.count(label) == 1 else other for label, other in zip(result, numbered, strict=True)]
@@ -168,9 +176,9 @@ def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Dif
     A difference that follows from another option is stated by the option.
     """
     names = dict.fromkeys(name for run in runs for name in run.choices if not is_within(name, ("loss", *NOT_A_SETTING)))
-    chosen: Differing = {name: [run.choices.get(name) for run in runs] for name in names}
-    chosen["modifier"] = [_modifiers(config) for config in configs]
-    options = {name: values for name, values in chosen.items() if len(set(values)) > 1}
+    options = _chosen_options(runs, names)
+    if len(set(modifiers := [_modifiers(config) for config in configs])) > 1:
+        options["modifier"] = modifiers
     keys = dict.fromkeys(key for config in configs for key in config)
     own: Differing = {}
     for key in keys:
@@ -181,7 +189,25 @@ def _differing(runs: Sequence[Run], configs: Sequence[Mapping[str, Any]]) -> Dif
         if any(len({_text(value) for value in several}) > 1 for several in by_option.values()):
             own[key] = values
     of_loss = {key: values for key, values in own.items() if key.startswith("loss.")}
-    return of_loss | options | own
+    typed = {key for run in runs for key in _overridden(run)}  # what a person has chosen tells more than what follows
+    return of_loss | options | {key: own[key] for key in sorted(own, key=lambda key: key not in typed)}
+
+
+def _chosen_options(runs: Sequence[Run], groups: Iterable[str]) -> Differing:
+    """The options of those config groups of which not all runs chose the same."""
+    chosen: Differing = {group: [run.choices.get(group, _ABSENT) for run in runs] for group in groups}
+    return {group: options for group, options in chosen.items() if len({*options} - {_ABSENT}) > 1}
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Shorten each key to its last parts, as many as tell it from all others: ``lr`` of ``optim.lr``."""
+    endings = {key: list(itertools.accumulate(reversed(key.split(".")), _joined)) for key in keys}
+    counts = Counter(ending for of_key in endings.values() for ending in of_key)
+    return {key: next((e for e in of_key if counts[e] == 1), key) for key, of_key in endings.items()}
+
+
+def _joined(end: str, part: str) -> str:
+    return f"{part}.{end}"
 
 
 def _modifiers(config: Mapping[str, Any]) -> Any:
@@ -205,14 +231,14 @@ def _count_distinct(differing: Differing) -> int:
     return len(set(zip(*(map(_text, values) for values in differing.values()), strict=True))) if differing else 1
 
 
-def _labels_of_loss(loss: str, runs: Sequence[Run], differing: Differing) -> list[str]:
+def _labels_of_loss(loss: str, runs: Sequence[Run], differing: Differing, names: Mapping[str, str]) -> list[str]:
     """Labels without what a group has by default, where they tell as much as those with it; else whole values."""
     overridden = [_overridden(run) for run in runs]
     moved = {key for key in differing if any(key in keys for keys in overridden)}
 
     def parts(place: int, shorten: Callable[[str], str], *, default: bool) -> list[str]:
         return [
-            f"{key}={shorten(_text(values[place]))}"
+            f"{names.get(key, key)}={shorten(_text(values[place]))}"
             for key, values in differing.items()
             if values[place] is not _ABSENT and (default or key not in moved or key in overridden[place])
         ]

@@ -8,6 +8,8 @@ from collections.abc import ItemsView, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
+
 
 class LoggedCurve(Mapping[int, float]):
     """Optimiser step -> value, by rising steps, in two arrays: a dict takes six times the memory."""

@@ -6,17 +6,17 @@ A bad cell costs that cell, a bad line that line; both are named.
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from caldpo.report.escaping import first_of
-from caldpo.report.logged_curve import LoggedCurve
+from caldpo.report.logged_curve import LAST_STEP, LoggedCurve
 from caldpo.report.run_files import as_float, is_number
 
-_LAST_STEP = 2**53  # beyond it floats, in which figures are drawn, are no whole numbers any more
 _NAMED = 3  # lines, columns and metrics of a kind that are named, the others counted
 _SAME = 1e-6  # relative; summary.json and metrics.csv are written from the same float64
 
@@ -44,28 +44,55 @@ def read_curves(path: Path, notes: list[str], is_whole: IsWhole = every_curve) -
         return {}
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
-            columns = {name: _Column(place, is_whole(name)) for place, name in enumerate(header)}
-            incomplete = _read_rows(lines, columns, len(header)) if "step" in columns else []
+            rows = MetricRows(is_whole)
+            rows.add(csv.reader(file))
     except (OSError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read: {error}")
         return {}
+    return rows.curves(path.name, notes)
+
+
+class MetricRows:
+    """The rows of a ``metrics.csv`` by column, to which those that follow can be added."""
+
+    def __init__(self, is_whole: IsWhole = every_curve) -> None:
+        self.header: list[str] | None = None
+        self._is_whole = is_whole
+        self._columns: dict[str, _Column] = {}
+        self._incomplete: list[int] = []  # numbers of lines
+        self._numbers = itertools.count(2)
+
+    def add(self, lines: Iterator[list[str]]) -> None:
+        """Add the next lines of the file; the first of all is the header."""
+        if self.header is None:
+            self.header = next(lines, [])
+            self._columns = {name: _Column(place, self._is_whole(name)) for place, name in enumerate(self.header)}
+        if "step" in self._columns:
+            self._incomplete += _read_rows(zip(lines, self._numbers, strict=False), self._columns, len(self.header))
+
+    def curves(self, file: str, notes: list[str]) -> dict[str, LoggedCurve]:
+        """Return every metric over steps; ``notes`` takes what is wrong with the file, which is called ``file``."""
+        return _curves(file, self.header or [], dict(self._columns), self._incomplete, notes)
+
+
+def _curves(
+    file: str, header: list[str], columns: dict[str, _Column], incomplete: list[int], notes: list[str]
+) -> dict[str, LoggedCurve]:
     if "step" not in columns:
-        notes.append(f"{path.name} has no column named step")
+        notes.append(f"{file} has no column named step")
         return {}
     for name in dict.fromkeys(name for name in header if header.count(name) > 1):
-        notes.append(f"{path.name} has several columns named {name!r}; the last one counts")
+        notes.append(f"{file} has several columns named {name!r}; the last one counts")
     del columns["step"]
     if incomplete:
-        left_out = first_of([f"{path.name}:{number}" for number in incomplete], _NAMED)
+        left_out = first_of([f"{file}:{number}" for number in incomplete], _NAMED)
         notes.append(f"{left_out} {'is' if len(incomplete) == 1 else 'are'} incomplete and left out")
     wrong = sorted((name for name in columns if columns[name].wrong), key=lambda name: columns[name].wrong[0][0])
     for name in wrong[:_NAMED]:
         places = [f"{cell!r} in line {number}" for number, cell in columns[name].wrong]
-        notes.append(f"{path.name}: {name} is not a number: {first_of(places, _NAMED)}; left out")
+        notes.append(f"{file}: {name} is not a number: {first_of(places, _NAMED)}; left out")
     if len(wrong) > _NAMED:
-        notes.append(f"{path.name}: so are cells of {len(wrong) - _NAMED} more columns")
+        notes.append(f"{file}: so are cells of {len(wrong) - _NAMED} more columns")
     return {name: LoggedCurve.of_rows(column.steps, column.numbers) for name, column in columns.items() if column.steps}
 
 
@@ -82,11 +109,13 @@ class _Column:
         self.wrong: list[tuple[int, str]] = []  # line and beginning of cells that are not numbers
 
 
-def _read_rows(lines: Iterator[list[str]], columns: Mapping[str, _Column], width: int) -> list[int]:
-    """Add rows to the columns; return the numbers of those without a step, or of another width."""
+def _read_rows(lines: Iterable[tuple[list[str], int]], columns: Mapping[str, _Column], width: int) -> list[int]:
+    """Add rows, each with its line's number, to the columns; return the numbers of those without a step or of another
+    width.
+    """
     steps_at, incomplete = columns["step"].place, []
     others = [(column.place, column) for name, column in columns.items() if name != "step"]
-    for number, cells in enumerate(lines, start=2):
+    for cells, number in lines:
         step = _step(cells[steps_at]) if len(cells) == width else None
         if step is None:
             incomplete.append(number)
@@ -137,7 +166,7 @@ def _step(cell: str) -> int | None:
         value = float(cell)
     except ValueError:
         return None
-    return int(value) if 0 <= value <= _LAST_STEP and value.is_integer() else None
+    return int(value) if 0 <= value <= LAST_STEP and value.is_integer() else None
 
 
 def _same(summarised: float, logged: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from caldpo.config.run_lifecycle import (
     DIED,
     DIED_REASON,
     FINISHED,
+    INCOMPLETE,
     INTERRUPTED,
     RUNNING,
+    UNREADABLE,
     describe_error,
     status_of,
 )
@@ -27,7 +29,9 @@ from caldpo.report.evaluation_results import drawable, final_values
 from caldpo.report.logged_curve import LoggedCurve
 from caldpo.report.read_curves import IsWhole, contradictions, every_curve, read_curves
 from caldpo.report.repeated_yaml import read_config, read_job
-from caldpo.report.run_files import INCOMPLETE, UNREADABLE, Run, as_float, in_one_unit, is_number
+from caldpo.report.run_files import Run, as_float, in_one_unit, is_number
+from caldpo.report.wandb_export import read_exports
+from caldpo.resume.extended_run import extension_notes
 from caldpo.security.secrets import redact_text
 from caldpo.utils.yaml_io import read_json, read_yaml
 
@@ -38,35 +42,47 @@ _NO_END = {
     INCOMPLETE: "it left no summary",
 }
 
+CurvesOf = Callable[[Path, list[str], IsWhole], dict[str, LoggedCurve]]  # as read_curves
 
-def read_runs(folders: Iterable[Path], root: Path, is_whole: IsWhole = every_curve) -> list[Run]:
+
+def read_runs(
+    folders: Iterable[Path], root: Path, is_whole: IsWhole = every_curve, exports: Iterable[Path] = ()
+) -> list[Run]:
     """Read the runs of ``folders`` in the order in which their sweeps started them; names relative to ``root``.
 
-    Their rewards are in one unit. A run that cannot be read costs that run, which says why. Of metrics that
-    ``is_whole`` does not ask for at every step, curves hold the last one.
+    Those of ``exports``, files of W&B's, come last. The rewards of all are in one unit. A run that cannot be read costs
+    that run, which says why. Of metrics that ``is_whole`` does not ask for at every step, curves hold the last one.
     """
-    runs = in_one_unit([_read_or_named(folder, root, is_whole) for folder in folders])
+    return in_order([*(read_or_named(folder, root, is_whole) for folder in folders), *read_exports(exports)])
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """Put the rewards of all runs in one unit, and the runs in the order in which their sweeps started them."""
+    runs = in_one_unit(runs)
 
     def started(run: Run) -> tuple[Any, ...]:
         job = len(runs) if run.job is None else run.job
-        return natural(str(Path(run.name).parent)), job, natural(run.name)
+        if run.exported:
+            return True, [], 0, natural(run.name)
+        return False, natural(str(Path(run.name).parent)), job, natural(run.name)
 
     return sorted(runs, key=started)
 
 
-def read_run(folder: Path, root: Path, is_whole: IsWhole = every_curve) -> Run:
+def read_run(folder: Path, root: Path, is_whole: IsWhole = every_curve, curves_of: CurvesOf = read_curves) -> Run:
     """Read one run folder; what is missing or unreadable is named in ``notes`` or ``error``."""
     notes: list[str] = []
     raw, resolved = (_read(read_config, folder / name, notes) or {} for name in (".hydra/config.yaml", "config.yaml"))
     job, chosen = _read(read_job, folder / ".hydra/hydra.yaml", notes) or (None, {})
     summary = _summary(folder, notes)
     status = _status(folder, summary)
-    curves = read_curves(folder / "metrics.csv", notes, is_whole)
+    curves = curves_of(folder / "metrics.csv", notes, is_whole)
     evaluation = drawable(read_results(folder, notes), notes)
     flat_resolved = resolved or raw
     overrides = _overrides(_read(read_yaml, folder / ".hydra/overrides.yaml", notes), notes)
     if status == FINISHED:
         notes += contradictions(curves, summary, flat_resolved)
+    notes += extension_notes(summary)
     run = Run(
         folder=folder,
         name=_name(folder, root),
@@ -89,9 +105,10 @@ def read_run(folder: Path, root: Path, is_whole: IsWhole = every_curve) -> Run:
     return replace(run, reward_beta=beta if beta is not None and math.isfinite(beta) and beta > 0 else None)
 
 
-def _read_or_named(folder: Path, root: Path, is_whole: IsWhole) -> Run:
+def read_or_named(folder: Path, root: Path, is_whole: IsWhole, curves_of: CurvesOf = read_curves) -> Run:
+    """Read one run folder as :func:`read_run`; of one that cannot be read, the run says why."""
     try:
-        return read_run(folder, root, is_whole)
+        return read_run(folder, root, is_whole, curves_of)
     except Exception as error:  # the other runs' figures must not be lost by an unforeseen fault in this one's files
         message = one_line(f"it cannot be read: {describe_error(error)}")
         return Run(folder, _name(folder, root), UNREADABLE, message, "unknown", None, {}, {})

@@ -14,8 +14,6 @@ from caldpo.config.run_lifecycle import FINISHED
 from caldpo.metric_definitions import CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN
 from caldpo.report.logged_curve import LoggedCurve
 
-INCOMPLETE = "incomplete"  # no readable summary
-UNREADABLE = "unreadable"  # unforeseen content in a file
 DEFAULT_REWARD_BETA = 0.1  # of conf/train.yaml: the unit of runs that do not have one reward_beta in common
 SCALED = tuple(  # logged names whose values are in units of reward_beta
     name for metric in (CHOSEN_REWARD, REJECTED_REWARD, REWARD_MARGIN) for name in (metric.name, metric.held_out.name)
@@ -59,6 +57,7 @@ class Run:
     evaluation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # files by suite
     notes: tuple[str, ...] = ()  # what was wrong with its files without being fatal
     job: int | None = None  # number in its sweep
+    exported: bool = False  # read from a tracker's export, not from a run's folder
     reward_beta: float | None = None  # unit of ``rewards/*`` in curves and final: reward per nat of log-ratio
 
     @property

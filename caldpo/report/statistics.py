@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 LARGEST = 1e100  # that a figure can hold: room for squares and margins
-_STRETCHES = 500  # of a curve's steps; a panel of 150 dots per inch has as many pixels
-_DRAWN_POINTS = 2000  # of a curve that is drawn as it is
+DRAWN_POINTS = 2000  # of a curve that is drawn as it is
+_PER_STRETCH = 4  # of a longer curve: 500 stretches, as many as a panel of 150 dots per inch has pixels
 BandKind = Literal["range", "sd"]
 
 
@@ -77,15 +77,15 @@ def band(curves: Sequence[Mapping[int, float]], kind: BandKind) -> Band | None:
     return Band(np.array(steps), mean, low, high, len(curves))
 
 
-def thinned(curve: Band) -> Band:
-    """Leave out of a curve of more points than a figure has pixels those that nobody could see.
+def thinned(curve: Band, points: int = DRAWN_POINTS) -> Band:
+    """Leave out of a curve of more than ``points`` steps, as many as a figure shows, those that nobody could see.
 
-    Its ends stay, and of each of 500 stretches the first point, the extremes of mean and band, and a gap.
+    Its ends stay, and of each of ``points / 4`` stretches the first point, the extremes of mean and band, and a gap.
     """
     count = len(curve.steps)
-    if count <= _DRAWN_POINTS:
+    if count <= points:
         return curve
-    edges = np.linspace(0, count, _STRETCHES + 1).astype(int)[:-1]
+    edges = np.linspace(0, count, points // _PER_STRETCH + 1).astype(int)[:-1]
     gap = np.isnan(curve.mean)
     visible = [edges, np.array([count - 1])]
     for extreme, values in (
@@ -131,6 +131,14 @@ def clear_of_others(intervals: Mapping[str, tuple[float, float]], better: Litera
     best = max(worst, key=worst.__getitem__)
     others = (max(sign * low, sign * high) for name, (low, high) in intervals.items() if name != best)
     return best if all(worst[best] > other for other in others) else None
+
+
+def mean_interval(value: Estimate) -> tuple[float, float] | None:
+    """Ends of the two-sided 95 % interval of a mean over seeds (Student); None of a single seed."""
+    if value.sd is None:
+        return None
+    width = float(stdtrit(value.n - 1, 0.975)) * value.sd / math.sqrt(value.n)
+    return value.mean - width, value.mean + width
 
 
 def difference_interval(a: Estimate, b: Estimate) -> float | None:

@@ -1,7 +1,8 @@
 """Compare a configuration with the one that a run began with: the same, longer, or another run.
 
-A run may be made longer (``resume=FOLDER trainer.max_steps=MORE``), also once it has finished, where nothing before its
-old end depends on the length: then it is the run that was as long from its beginning. No heavy imports.
+A run may be made longer (``resume=FOLDER trainer.max_steps=MORE``), also once it has finished. Where nothing before its
+old end depends on the length, it is then the run that was as long from its beginning; where the learning rate does, see
+:mod:`caldpo.resume.extended_run`. No heavy imports.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ IGNORED = (
     "logger.",
     "callbacks.checkpoint.every",
     "callbacks.checkpoint.keep",
+    "callbacks.checkpoint.mode",
+    "callbacks.checkpoint.monitor",
     "callbacks.displacement.",
     "data.cache",
     "data.max_unknown",
@@ -50,6 +53,10 @@ IGNORED = (
     "model.cache",
     "reference.cache",
     "reference.spot_check",
+    "trainer.extra.detect_anomaly",
+    "trainer.extra.enable_model_summary",
+    "trainer.extra.max_time",
+    "trainer.extra.profiler",
     "trainer.metrics_sync_every",
     "trainer.max_skipped_steps",
     "trainer.on_nonfinite",
@@ -97,7 +104,7 @@ def differences(began: Mapping[str, Any], config: Mapping[str, Any], exempt: Col
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key, _ABSENT), after.get(key, _ABSENT)
         same = old == new or (key in RESOLVED and new == "auto")
-        if not same and key not in exempt and not _is_ignored(key):
+        if not same and key not in exempt and not is_ignored(key):
             yield f"{key} was {_as_text(old)}, is now {_as_text(new)}"
 
 
@@ -108,33 +115,30 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 def compared_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten the keys on which a run's numbers depend: all but :data:`IGNORED`, so that a new key is compared."""
-    return {key: value for key, value in flatten(config).items() if not _is_ignored(key)}
+    return {key: value for key, value in flatten(config).items() if not is_ignored(key)}
 
 
 def is_longer(began: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Tell whether ``config`` has more optimiser steps or epochs than ``began``; other keys are not compared."""
     changed = [(old, new) for _, old, new in _length_changes(began, config)]
-    return bool(changed) and all(type(old) is int and type(new) is int and new > old for old, new in changed)
+    return bool(changed) and all(_is_number(old) and _is_number(new) and new > old for old, new in changed)
 
 
-def length_dependence(config: Mapping[str, Any]) -> str | None:
-    """Describe what of a run's steps depends on their number; None where nothing does."""
-    flat = flatten(config)
-    decay, ratio = flat.get("optim.schedule.decay"), flat.get("optim.schedule.warmup_ratio")
-    if decay != "constant":
-        return f"the learning rate is decayed to the run's end (optim.schedule.decay={decay})"
-    if flat.get("optim.schedule.warmup_steps") is None and ratio != 0:
-        return f"the warm-up is a share of the run (optim.schedule.warmup_ratio={ratio})"
-    if flat.get("data.max_tokens_per_micro_batch") not in (None, "auto"):
-        return "steps are cut into as many micro-batches as the largest of them needs (data.max_tokens_per_micro_batch)"
-    return None
+def cut_by_length(config: Mapping[str, Any]) -> bool:
+    """Tell whether the micro-batches of a step are cut by all steps of the run: its place in the data then has no
+    meaning in a longer one."""
+    return flatten(config).get("data.max_tokens_per_micro_batch") not in (None, "auto")
 
 
 def _require_extendable(began: Mapping[str, Any], config: Mapping[str, Any], run_dir: Path) -> None:
-    """Refuse to make a run longer where steps before its old end depend on the length, or no checkpoint was kept."""
+    """Refuse to make a run longer where its micro-batches are cut by its length, or no checkpoint was kept."""
     key, _, length = next(_length_changes(began, config))
-    reason = length_dependence(config)
-    if reason is None and not checkpoint_folders(run_dir):
+    reason = None
+    if cut_by_length(config):
+        reason = (
+            "steps are cut into as many micro-batches as the largest of them needs (data.max_tokens_per_micro_batch)"
+        )
+    elif not checkpoint_folders(run_dir):
         reason = "it kept no checkpoint (callbacks.checkpoint.every)"
     if reason is not None:
         remedy = f"leave {key} out to resume the run as it was started"
@@ -154,8 +158,8 @@ def new_run_remedy(config: Mapping[str, Any], run_dir: Path) -> str:
 
 
 def without_length(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave the length out of a configuration, where nothing depends on it."""
-    if length_dependence(config) is not None or not isinstance(config.get("trainer"), Mapping):
+    """Leave the length out of a configuration that may be made longer."""
+    if cut_by_length(config) or not isinstance(config.get("trainer"), Mapping):
         return dict(config)
     names = {key.partition(".")[2] for key in LENGTHS}
     return {**config, "trainer": {k: v for k, v in config["trainer"].items() if k not in names}}
@@ -166,7 +170,12 @@ def _length_changes(began: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
     yield from ((key, before.get(key), after.get(key)) for key in LENGTHS if before.get(key) != after.get(key))
 
 
-def _is_ignored(key: str) -> bool:
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def is_ignored(key: str) -> bool:
+    """Tell whether no number of a run depends on a key."""
     return any(key == ignored or (ignored.endswith(".") and f"{key}.".startswith(ignored)) for ignored in IGNORED)
 
 

@@ -26,8 +26,8 @@ from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME
 from caldpo.resume.config_diff import (
     CONFIG,
+    cut_by_length,
     is_longer,
-    length_dependence,
     new_run_remedy,
     read_config,
     require_same_config,
@@ -97,7 +97,7 @@ def require_same_run(cfg: DictConfig) -> None:
     finished = cfg.replay is None and known_summary(folder).get("status") == FINISHED
     if finished and not (began is not None and is_longer(began, config)):
         instead = new_run_remedy(config, folder)
-        more = "" if length_dependence(config) else "make it longer by trainer.max_steps=MORE or max_epochs, or "
+        more = "" if cut_by_length(config) else "make it longer by trainer.max_steps=MORE or max_epochs, or "
         raise CaldpoError(
             "this run has finished: there is nothing to resume", key="resume", value=folder, remedy=more + instead
         )

@@ -41,7 +41,8 @@ class RewardModelFit(pl.LightningModule):
         chosen, rejected = self.model(batch)
         # the mean over the pairs of the whole optimiser step, whatever their micro-batches
         loss = torch.where(batch.weight > 0, logistic(chosen - rejected), 0).sum()
-        return loss * self.trainer.accumulate_grad_batches / batch.step_pairs
+        micro_batches = self.trainer.accumulate_grad_batches
+        return loss * micro_batches / batch.pairs_in_step(micro_batches)
 
 
 def fit_reward_model(model: nn.Module, optim: OptimizerChoice, trainer: pl.Trainer, data: PairDataModule) -> None:

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from caldpo.report.plot_style import colour_of, drawing
+from caldpo.report.loss_style import colour_of
+from caldpo.report.plot_style import drawing
 from caldpo.studies.setting_choice import CHOICES
 from caldpo.studies.study_statistics import Ranking, cliques
 

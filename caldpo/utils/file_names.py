@@ -57,3 +57,8 @@ def require_enterable(path: str | Path, **place: Any) -> None:
         if folder.is_dir() and not os.access(folder, os.X_OK):
             remedy = f"have access granted (chmod u+rx {folder}, by its owner), or name another place"
             raise CaldpoError(f"the folder {folder} may not be entered (permission denied)", remedy=remedy, **place)
+
+
+def from_here(folder: Path) -> Path:
+    """Shorten a folder below the current one to its relative path."""
+    return folder.relative_to(Path.cwd()) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else folder

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from caldpo import metric_definitions
 from caldpo import training_command as run_module
 from caldpo.config.conf_dir import conf_dir
-from caldpo.config.metric_checks import find_metric_problems
+from caldpo.config.metric_checks import find_metric_problems, find_monitor_problems
 from caldpo.data.sources.tabular_pairs import TabularPairs
 from caldpo.environments.tabular_environment import exact_metrics
 from caldpo.metrics import loss_metrics, pair_metrics
@@ -118,3 +118,32 @@ def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: 
     for metrics, value in (({"val/loss": 1.0, "val/logps/chosen": -2.5}, -2.5), ({"val/loss": 1.0}, None)):
         monkeypatch.setattr(run_module, "train_run", lambda *_, found=metrics: {"metrics": found})
         assert run_module.run(cfg) == value
+
+
+@pytest.mark.parametrize("loss", ["dpo", "cal_dpo", "orpo", "f_dpo"])
+def test_a_watched_metric_is_one_that_evaluations_measure(loss: str) -> None:
+    cfg = config(f"loss={loss}")
+    held_out = {f"val/{name}" for name in measured(cfg.loss, True)}
+    for name in held_out:
+        cfg.callbacks.checkpoint.monitor, cfg.callbacks.checkpoint.mode = name, "auto"
+        found = [problem.key for problem in find_monitor_problems(cfg)]
+        definition = metric_definitions.definition_of(name)
+        assert definition is not None
+        assert found == ([] if definition.direction else ["callbacks.checkpoint.mode"]), name
+    for name in ("loss", "lr", "oracle/reward", "val/terms/nothing", "val/los"):
+        cfg.callbacks.checkpoint.monitor = name
+        (problem,) = find_monitor_problems(cfg)
+        assert (problem.key, problem.value) == ("callbacks.checkpoint.monitor", name)
+        names(problem.remedy, "val/loss", "val/rewards/accuracies")
+
+
+def test_a_watched_metric_is_watched_in_its_better_direction() -> None:
+    cfg = config("callbacks=early_stopping")
+    assert list(find_monitor_problems(cfg)) == []
+    cfg.callbacks.early_stopping.monitor = "val/rewards/accuracies"
+    found = {problem.key: problem.remedy for problem in find_monitor_problems(cfg)}
+    assert set(found) == {"callbacks.early_stopping.mode", "callbacks.checkpoint.mode"}, "the checkpoint follows"
+    names(found["callbacks.early_stopping.mode"], "max")
+    cfg.callbacks.early_stopping.mode = "max"
+    assert list(find_monitor_problems(cfg)) == []
+    assert list(find_monitor_problems(config("callbacks=study"))) == []

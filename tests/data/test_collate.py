@@ -67,7 +67,8 @@ def test_fields_that_both_layouts_share(layout: Layout) -> None:
     assert batch.index.tolist() == [0, 1]
     assert batch.score_chosen.tolist() == [0.75, 1.0]
     assert batch.score_rejected.tolist() == [0.25, -1.0]
-    assert (batch.step_pairs, batch.pairs, batch.split) == (2, 2, "train")
+    assert (batch.step_pairs, batch.pairs, batch.split) == (None, 2, "train")
+    assert [batch.pairs_in_step(micro_batches) for micro_batches in (1, 4)] == [2, 8]
 
 
 @given(TEXTS, st.integers(0, 9))

@@ -15,6 +15,8 @@ from tests.evaluation.runs import evaluate, inside, result, tiny_run, value, wri
 from tests.helpers import wandb_file
 from tests.helpers.messages import names
 
+WANDB = "caldpo.loggers.wandb_tracker.WandB"
+
 
 def test_an_evaluation_is_in_the_summary_of_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -23,7 +25,7 @@ def test_an_evaluation_is_in_the_summary_of_its_run(
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", "none")
     write_data(tmp_path)
-    run = tiny_run(tmp_path, "logger=wandb", "logger.project=mine", "callbacks.checkpoint.every=4")
+    run = tiny_run(tmp_path, "logger=wandb", "logger.wandb.project=mine", "callbacks.checkpoint.every=4")
     (first,) = run.glob("wandb/offline-run-*/*.wandb")
     wandb_file.wait_until_written(first)
     capsys.readouterr()
@@ -56,13 +58,12 @@ def test_an_evaluation_is_in_the_summary_of_its_run(
     ("section", "expected"),
     [
         (None, None),
-        ({"_target_": "caldpo.loggers.NoTracker"}, None),
-        ({"_target_": "caldpo.loggers.os.system", "command": "touch x"}, None),
-        ({"_target_": "caldpo.loggers.WandB", "mode": "sometimes"}, "tracker"),
-        (
-            {"_target_": "caldpo.loggers.WandB", "project": {"_target_": "os.system", "command": "touch made"}},
-            "tracker",
-        ),
+        ({}, None),
+        ({"_target_": "caldpo.loggers.tracker_base.NoTracker"}, None),
+        ({"none": {"_target_": "caldpo.loggers.tracker_base.NoTracker"}}, None),
+        ({"own": {"_target_": "caldpo.loggers.tracker_base.os.system", "command": "touch x"}}, None),
+        ({"wandb": {"_target_": WANDB, "mode": "sometimes"}}, "tracker"),
+        ({"wandb": {"_target_": WANDB, "project": {"_target_": "os.system", "command": "touch made"}}}, "tracker"),
     ],
 )
 def test_only_the_projects_trackers_are_told(

@@ -69,6 +69,30 @@ def test_rates_are_those_of_transformers_bit_for_bit(decay: Literal["constant", 
         assert theirs.state_dict()["lr_lambdas"] == [{}]
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.37, 1.0])
+def test_a_cosine_with_a_floor_is_that_of_transformers_bit_for_bit(floor: float) -> None:
+    for warmup, total in [(0, 7), (3, 97), (9, 5)]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=3e-4)
+        kwargs = {"min_lr_rate": floor}
+        theirs = get_scheduler("cosine_with_min_lr", optimizer, warmup, total, scheduler_specific_kwargs=kwargs)
+        expected = []
+        for _ in range(total):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            theirs.step()
+        assert rates(Schedule("cosine", warmup_steps=warmup, min_lr_ratio=floor), total, lr=3e-4) == expected
+
+
+def test_a_linear_decay_ends_at_its_floor() -> None:
+    actual = rates(Schedule("linear", warmup_steps=0, min_lr_ratio=0.2), 5)  # the fifth of five has yet to decay once
+    assert actual == pytest.approx([1.0, 0.84, 0.68, 0.52, 0.36])
+
+
+def test_a_floor_of_a_constant_rate_is_refused() -> None:
+    with refused(key="min_lr_ratio", value=0.1, remedy="optim.schedule.decay"):
+        Schedule("constant", min_lr_ratio=0.1)
+
+
 def test_the_ratio_is_the_decimal_that_was_written() -> None:
     """k / 100 of n is k n // 100; the float product of 0.29 and 100 is below 29."""
     for k in range(101):

@@ -8,6 +8,7 @@ from caldpo.config.find_runs import find_runs
 from caldpo.report.evaluation_plots import by_length, calibration, displacement, quantiles
 from caldpo.report.frontier_plot import frontiers, reward_kl
 from caldpo.report.grouping import group_runs
+from caldpo.report.loss_style import LOSSES
 from caldpo.report.markdown_report import report
 from caldpo.report.read_runs import read_runs
 from tests.helpers.messages import names
@@ -65,11 +66,12 @@ def test_reliability_of_all_seeds_counts_every_pair_alike(tmp_path):
 
 
 def test_a_panel_per_setting(tmp_path):
-    for loss in "abcdefghi":
+    losses = sorted(LOSSES[:9])
+    for loss in losses:
         run(tmp_path, loss, 0, calibrated((0.4, 0.45, 0.3, 10)))
     figure = calibration(settings_in(tmp_path), "")
-    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == list("abcdefghi")
-    assert len({axes.get_lines()[-1].get_color() for axes in figure.axes[:9]}) == 9
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == losses
+    assert len({(axes.get_lines()[-1].get_color(), axes.get_lines()[-1].get_marker()) for axes in figure.axes[:9]}) == 9
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["observed", "perfect", "share of pairs in the bin"]
 

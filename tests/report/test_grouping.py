@@ -48,8 +48,8 @@ def test_a_seed_of_its_own_is_a_setting_of_its_own(tmp_path):
             overrides=[f"callbacks.oracle.seed={seed}"],
         )
     assert [s.label for s in settings_in(tmp_path)] == [
-        "dpo callbacks.oracle.seed=0",
-        "dpo callbacks.oracle.seed=7",
+        "dpo oracle.seed=0",
+        "dpo oracle.seed=7",
     ]
 
 
@@ -70,7 +70,7 @@ def test_labels_carry_the_overrides_that_differ(tmp_path):
             )
             job += 1
     groups = settings_in(tmp_path)
-    assert [s.label for s in groups] == ["dpo", "cal_dpo", "cal_dpo loss.beta=0.05"]
+    assert [s.label for s in groups] == ["dpo", "cal_dpo", "cal_dpo beta=0.05"]
     assert [s.seeds for s in groups] == [2, 2, 2]
 
 
@@ -85,7 +85,7 @@ def test_settings_with_equal_overrides_are_told_apart_by_their_configuration(tmp
     """Two sweeps, between which a default was changed in a yaml."""
     write_run(tmp_path / "old" / "dpo", rows=ROWS, config={"optim": {"lr": 0.001}})
     write_run(tmp_path / "new" / "dpo", rows=ROWS, config={"optim": {"lr": 0.0001}})
-    assert [s.label for s in settings_in(tmp_path)] == ["dpo optim.lr=0.0001", "dpo optim.lr=0.001"]
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo lr=0.0001", "dpo lr=0.001"]
 
 
 def test_what_only_logs_makes_no_setting(tmp_path):
@@ -125,7 +125,7 @@ def test_labels_tell_what_differs_among_the_settings_of_a_loss(tmp_path):
             "files": {"train": path if " " in name else "t.jsonl"},
         }
         write_run(tmp_path / name, name[:3], rows=ROWS, config=config, overrides=["trainer.max_steps=9", *overrides])
-    assert [s.label for s in settings_in(tmp_path)] == ["dpo", "ipo", "ipo files.train=...'s/preference_pairs.jsonl"]
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo", "ipo", "ipo train=...'s/preference_pairs.jsonl"]
 
 
 def test_of_many_differences_a_label_names_as_few_as_are_needed(tmp_path):
@@ -134,9 +134,9 @@ def test_of_many_differences_a_label_names_as_few_as_are_needed(tmp_path):
         write_run(tmp_path / str(i), rows=ROWS, loss_keys={"beta": min(i, 1)}, config=config)
     labels = [s.label for s in settings_in(tmp_path)]
     assert labels == [
-        "dpo loss.beta=0 model.key_1=0",
-        "dpo loss.beta=1 model.key_1=1",
-        "dpo loss.beta=1 model.key_1=2",
+        "dpo beta=0 key_1=0",
+        "dpo beta=1 key_1=1",
+        "dpo beta=1 key_1=2",
     ]
 
 
@@ -165,3 +165,18 @@ def test_modifiers_are_named_together(tmp_path):
         chosen = {name: {"_target_": f"caldpo.modifiers.{name}", **keys} for name, keys in chosen.items()}
         write_run(tmp_path / str(place), rows=ROWS, config={"modifier": chosen} if chosen else {})
     assert [s.label for s in settings_in(tmp_path)] == ["dpo", "dpo modifier=wpo", "dpo modifier=nll+wpo"]
+
+
+def test_of_a_key_as_many_last_parts_are_named_as_tell_it_from_others(tmp_path):
+    for i in range(2):
+        config = {"model": {"path": f"m{i}"}, "reference": {"path": "r"}, "optim": {"schedule": {"decay": f"d{i}"}}}
+        write_run(tmp_path / str(i), rows=ROWS, config=config)
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo model.path=m0 decay=d0", "dpo model.path=m1 decay=d1"]
+
+
+def test_data_and_model_are_named_where_losses_differ_in_them(tmp_path):
+    for loss, data in (("dpo", "reviews"), ("ipo", "arithmetic"), ("ipo", "reviews")):
+        folder = write_run(tmp_path / f"{loss}_{data}", loss, rows=ROWS, config={"data": {"source": data}})
+        choices = {"hydra": {"runtime": {"choices": {"loss": loss, "model": "tiny", "data": data}}}}
+        (folder / ".hydra" / "hydra.yaml").write_text(json.dumps(choices))
+    assert [s.label for s in settings_in(tmp_path)] == ["dpo data=reviews", "ipo data=arithmetic", "ipo data=reviews"]

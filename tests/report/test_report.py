@@ -234,7 +234,7 @@ def test_the_command_from_another_folder_without_torch(sweep, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (sweep / "report.md").is_file()
     assert [path.name for path in sweep.parent.iterdir()] == ["sweep"]
-    for name in ("report.md", "reward_dynamics.png", "comparison.csv"):
+    for name in ("report.html", "report.md", "reward_dynamics.png", "comparison.csv"):
         assert f"sweep/{name}" in done.stdout
     assert "-10.0 ±2.0" in done.stdout
     (line,) = (line for line in done.stdout.splitlines() if "loss=cal_dpo,seed=3" in line)

@@ -9,14 +9,18 @@ from typing import Any
 import pandas
 import pytest
 
-from caldpo.loggers import REPLACED, WandB
+from caldpo.loggers import WandB
+from caldpo.loggers.wandb_stretches import REPLACED
 from tests.evaluation.runs import inside, write_data
 from tests.helpers import wandb_file
 from tests.helpers.command import train
 from tests.resume.runs import BASE
 from tests.resume.stopped import stopped
 
-RUN = (*BASE, "loss=dpo", "trainer.max_steps=6", "callbacks.samples.prompts=0", "logger=wandb", "logger.mode=offline")
+RUN = (
+    *(*BASE, "loss=dpo", "trainer.max_steps=6", "callbacks.samples.prompts=0"),
+    *("logger=wandb", "logger.wandb.mode=offline"),
+)
 
 
 def told(folder: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -71,9 +75,9 @@ def test_online_it_is_told_what_had_not_reached_it(known: int, tmp_path: Path, m
         return run
 
     monkeypatch.setattr(WandB, "_init", init)
-    monkeypatch.setattr("caldpo.loggers.account_configured", lambda: True)
-    monkeypatch.setattr("wandb.run", SimpleNamespace())
-    monkeypatch.setattr("wandb.finish", lambda: None)
+    monkeypatch.setattr("caldpo.loggers.wandb_tracker.account_configured", lambda: True)
+    ended: list[int] = []
+    monkeypatch.setattr("wandb.run", SimpleNamespace(finish=lambda exit_code: ended.append(exit_code)))
     earlier = [{"step": str(step), "loss": f"{10.5 + step}", "val/loss": ""} for step in range(3)]
     tracker = WandB()
     (logger,) = tracker.open(tmp_path, "run", None, {}, earlier)
@@ -83,5 +87,6 @@ def test_online_it_is_told_what_had_not_reached_it(known: int, tmp_path: Path, m
     assert (asked["id"], asked["resume"], asked["offline"]) == ("abc", "allow", False)
     now = [(row["row"], row["trainer/global_step"], row["loss"]) for row in run.rows]
     assert now == [(step + 1, step, 10.5 + step) for step in range(known, 6)]
-    tracker.close()
+    tracker.close(failed=bool(known))
+    assert ended == [int(bool(known))]
     assert tracker.upload is None

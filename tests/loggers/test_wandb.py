@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import wandb
 
-from caldpo.loggers import NoTracker, WandB, account_configured
+from caldpo.loggers import NoTracker, WandB
+from caldpo.loggers.wandb_account import account_configured
 from tests.helpers import wandb_file
 from tests.helpers.messages import names, refused
 
@@ -264,5 +265,5 @@ class TestSummary:
 @pytest.mark.usefixtures("no_account")
 def test_online_without_a_key_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
-    with refused("W&B", key="logger", value="wandb", remedy="logger.mode=offline"):
+    with refused("W&B", key="logger", value="wandb", remedy="logger.wandb.mode=offline"):
         WandB().open(tmp_path, "run", None, {})

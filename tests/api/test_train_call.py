@@ -1,7 +1,8 @@
-"""``from caldpo import compose, train``: what the command does, from Python, with a result."""
+"""``caldpo.compose`` and ``caldpo.train``: what the command does, from Python; what importing them takes."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import caldpo
@@ -39,7 +41,7 @@ def test_a_run_from_python_is_that_of_the_command(folder: Path) -> None:
     there = json.loads(Path("there/summary.json").read_text())
     assert result.folder == folder / "here"
     same = {k: v for k, v in there["metrics"].items() if k != "tokens_per_second"}
-    assert {k: v for k, v in result.metrics.items() if k != "tokens_per_second"} == same
+    assert {k: v for k, v in result.final.items() if k != "tokens_per_second"} == same
     assert result.summary["status"] == "finished"
     assert (result.summary["notes"], result.summary["tags"]) == ("lower, again", ["ablation", "lr"])
     config = yaml.safe_load((result.folder / "config.yaml").read_text())
@@ -79,18 +81,48 @@ def test_what_is_no_list_of_overrides_is_said_once(overrides: object) -> None:
         caldpo.compose(overrides)  # type: ignore[arg-type]
 
 
-def test_a_configuration_of_hydra_alone_is_refused_in_one_line(folder: Path) -> None:
-    from caldpo.training_command import run
-
+def test_what_hydra_holds_for_the_calling_program_stays(folder: Path) -> None:
+    """A program with a configuration of its own in Hydra's hands calls caldpo, which succeeds or fails."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra_compose("train", list(SMALL))
-    for call in (run, caldpo.train):
-        with refused("compose("):
-            call(cfg)
+        own = GlobalHydra.instance().hydra
+        cfg = hydra_compose("train", list(SMALL), return_hydra_config=True)
+        cfg.hydra.runtime.output_dir = "theirs"
+        HydraConfig.instance().set_config(cfg)
+        try:
+            with pytest.raises(CaldpoError):
+                caldpo.train(caldpo.compose([*SMALL, "optim.lr=-1"]))
+            small = caldpo.compose([*SMALL, "export=false"])
+            small.data.train = "nowhere.jsonl"
+            with pytest.raises(CaldpoError):
+                caldpo.train(small)
+            assert HydraConfig.get().runtime.output_dir == "theirs"
+            assert GlobalHydra.instance().hydra is own
+        finally:
+            HydraConfig.instance().cfg = None
+    assert not GlobalHydra.instance().is_initialized()
     assert not Path("outputs").exists()
 
 
 def test_the_package_imports_nothing_heavy() -> None:
-    code = "import sys, caldpo; caldpo.compose; caldpo.train; print({'torch', 'transformers'} & set(sys.modules))"
+    light = [name for name in caldpo.__all__ if name not in ("LossOutput", "PairLogps", "PreferenceModule", "collate")]
+    heavy = ("torch", "transformers", "datasets", "pandas", "numpy", "rich", "pytorch_lightning", "matplotlib")
+    code = f"""
+import sys, caldpo
+print(sorted({{name.partition('.')[0] for name in sys.modules}} & {{'hydra', 'omegaconf', 'yaml', 'pydantic'}}))
+for name in {light}: getattr(caldpo, name)
+print(sorted(set({heavy}) & set(sys.modules)))
+"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    assert found.stdout.split() == ["[]", "[]"]
+
+
+def test_every_name_is_there_and_says_what_it_is() -> None:
+    assert set(caldpo.__all__) <= set(dir(caldpo))
+    for name in caldpo.__all__:
+        assert getattr(caldpo, name).__doc__, name
+    with pytest.raises(AttributeError, match="nothing"):
+        caldpo.nothing  # noqa: B018
+    for name in ("train", "evaluate", "compare"):  # commands, and functions
+        command = getattr(caldpo, name)
+        assert callable(command.main)
+        assert inspect.signature(command).parameters.keys() == inspect.signature(command.function()).parameters.keys()

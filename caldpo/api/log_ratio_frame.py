@@ -1,0 +1,134 @@
+"""Log-ratios of any policy to any reference on any pairs, as a data frame."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from caldpo.api.given_model import Model, Tokenizer, read_model
+from caldpo.api.given_pairs import Pairs
+from caldpo.api.tokenized_rows import tokenized_rows
+from caldpo.api.trained_run import Run
+from caldpo.errors import CaldpoError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from caldpo.data.pair import TokenizedPair
+
+SIDES = ("chosen", "rejected")
+
+
+def log_ratios(
+    policy: Model | Run,
+    reference: Model | Run | None,
+    pairs: Pairs,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
+    batch_size: int = 16,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> pd.DataFrame:
+    """Compute the log-probs of preference pairs by two models, and their log-ratios, in nats.
+
+    Args:
+        policy: a run, a folder, the id of a model of the hub, or a model in memory.
+        reference: likewise; None takes the reference of the policy's run.
+        pairs: files, or rows in memory.
+        tokenizer: of both models; None takes that of the run or folder.
+        max_length: tokens of a prompt and its longer response; a longer pair is truncated. None truncates nothing.
+        max_prompt_length: tokens left of the prompt of a pair that is too long; None: half of ``max_length``.
+        batch_size: largest number of responses in a forward pass.
+        device: where to compute; models in memory move there, and back.
+
+    Returns:
+        A row per pair, in order. Sums over the tokens of a response, nats: ``policy_chosen``, ``policy_rejected``,
+        ``reference_chosen``, ``reference_rejected``, and of the first less the last ``chosen_log_ratio`` and
+        ``rejected_log_ratio``. ``chosen_tokens`` and ``rejected_tokens`` count the end token. ``prompt``, ``chosen``
+        and ``rejected`` are the texts.
+
+    Raises:
+        CaldpoError: naming rows that are no pairs, and what cannot be loaded or computed.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from caldpo.evaluation.model_loading import find_device
+    from caldpo.model_data_checks import require_pairs_fit
+    from caldpo.models.model_probes import require_valid_logprobs
+    from caldpo.reference.reference_load import check_vocabulary
+
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise CaldpoError("is no number of responses", key="batch_size", value=batch_size, remedy="give 1 or more")
+    place = find_device(device)
+    model, known = read_model(policy, tokenizer, "policy")
+    if reference is None:
+        if not isinstance(policy, Run):
+            raise CaldpoError("is needed, since the policy is no run", key="reference", remedy="name a model or folder")
+        other = policy.reference
+    else:
+        other, of_reference = read_model(reference, tokenizer, "reference")
+        known = of_reference if known is None else known
+    if known is None:
+        raise CaldpoError("neither model brings one", key="tokenizer", remedy="give tokenizer=")
+    check_vocabulary("the given one", other, model)
+    tokens, texts = tokenized_rows(pairs, known, max_length, max_prompt_length)
+    longest = max(len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in tokens)
+    logps = {}
+    for role, scored in (("policy", model), ("reference", other)):
+        require_pairs_fit(scored, known, tokens)
+        with _on(place, scored):
+            require_valid_logprobs(scored, training=False, max_length=longest, key=role)
+            logps[role] = _score(scored, tokens, known, batch_size, role)
+    lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in tokens]).T
+    ratios = logps["policy"] - logps["reference"]
+    columns: dict[str, Any] = {f"{role}_{side}": logps[role][i] for role in logps for i, side in enumerate(SIDES)}
+    columns |= {f"{side}_log_ratio": ratios[i] for i, side in enumerate(SIDES)}
+    columns |= {f"{side}_tokens": lengths[i] for i, side in enumerate(SIDES)}
+    return pd.DataFrame(columns | {name: [getattr(pair, name) for pair in texts] for name in ("prompt", *SIDES)})
+
+
+@contextlib.contextmanager
+def _on(device: torch.device, model: PreTrainedModel) -> Iterator[None]:
+    """Move a model to a device until the context ends."""
+    before = model.device
+    if before.type == device.type:
+        yield
+        return
+    from torch import nn
+
+    try:
+        nn.Module.to(model, device)
+        yield
+    finally:
+        nn.Module.to(model, before)
+
+
+def _score(
+    model: PreTrainedModel,
+    pairs: Sequence[TokenizedPair],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    role: str,
+) -> NDArray[np.float64]:
+    import torch
+
+    from caldpo.evaluation.pair_scoring import score_pairs
+
+    pad = tokenizer.pad_token_id
+    with torch.no_grad():
+        return score_pairs(
+            model,
+            pairs,
+            pad_id=int(tokenizer.eos_token_id if pad is None else pad),
+            batch=batch_size,
+            label=f"{role}: log-probs",
+            context=contextlib.nullcontext,
+            whose=f"the {role}'s",
+        )
