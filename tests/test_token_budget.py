@@ -61,9 +61,11 @@ def trained(
     built: list[int] = []
     build = TrainerSettings.build
 
-    def noting(settings: TrainerSettings, run_dir: Path, loggers: Any, callbacks: Any, accumulation: int) -> Any:
+    def noting(
+        settings: TrainerSettings, run_dir: Path, loggers: Any, callbacks: Any, accumulation: int, steps: Any
+    ) -> Any:
         built.append(accumulation)
-        return build(settings, run_dir, loggers, callbacks, accumulation)
+        return build(settings, run_dir, loggers, callbacks, accumulation, steps)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainerSettings, "build", noting)

@@ -45,12 +45,20 @@ def with_hydra_section(cfg: DictConfig, command: str) -> DictConfig:
 
 
 def chosen_options(cfg: DictConfig, group: str) -> list[str]:
-    """List the options of a group that a section may be made of: the project's yamls with its target."""
-    target = OmegaConf.select(cfg, f"{group}._target_")
+    """List the options of a group that a section may be made of: the project's yamls with its target.
+
+    Options of a group that takes several have a section each, by their names: ``logger.wandb``.
+    """
     folder = conf_dir() / group
     base = _read(folder / "base.yaml", group)
+
+    def made_of(option: str, section: Mapping[str, Any]) -> bool:
+        target = section.get("_target_")
+        own = OmegaConf.select(cfg, f"{group}._target_") or OmegaConf.select(cfg, f"{group}.{option}._target_")
+        return target is not None and target == own
+
     options = [file for file in sorted(folder.glob("*.yaml")) if file.stem != "base"]
-    return [] if target is None else [f.stem for f in options if (base | _read(f, group)).get("_target_") == target]
+    return [file.stem for file in options if made_of(file.stem, base | _read(file, group))]
 
 
 def _read(file: Path, group: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ MEASURES: dict[str, StudyMeasure] = {
     "calibration_error": StudyMeasure("scalars", "expected calibration error", "probability", "lower"),
     "brier": StudyMeasure("by_pair", "Brier score of pair probabilities", "squared probability", "lower"),
     "chosen_log_ratio": StudyMeasure("by_pair", "log-ratio of chosen responses", "nats per response"),
+    "rejected_log_ratio": StudyMeasure("by_pair", "log-ratio of rejected responses", "nats per response"),
     "displaced": StudyMeasure("by_pair", "chosen responses below the reference", "share of pairs", "lower", True),
     "length": StudyMeasure("by_prompt", "length of samples", "tokens"),
     "entropy": StudyMeasure("by_prompt", "entropy of the policy", "nats per response"),

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from caldpo.report.loss_style import colour_of
+from caldpo.report.loss_style import COLOURS, DASHES, MARKERS, colour_of, style_of
 from caldpo.report.plot_style import drawing
 from caldpo.studies.setting_choice import CHOICES
 from caldpo.studies.study_statistics import Ranking, cliques
@@ -47,8 +47,10 @@ def reward_against_kl(means: pd.DataFrame, paths: pd.DataFrame, choice: str, mat
         axes.axvline(matched_kl, color="#bbbbbb", linestyle=":", linewidth=1.0)
         for _, cells in table.iterrows():
             path = paths[(paths["row"] == cells["row"]) & (paths["choice"] == choice)]
-            axes.plot(path["kl"], path["reward"], color=colour_of(cells["row"]), linewidth=0.8, alpha=0.6)
-            axes.scatter([cells["kl"]], [cells["reward"]], color=colour_of(cells["row"]), s=26)
+            colour, dash, mark = style_of(cells["row"])
+            shade = COLOURS[colour][0]
+            axes.plot(path["kl"], path["reward"], color=shade, linestyle=DASHES[dash][0], linewidth=0.8, alpha=0.6)
+            axes.scatter([cells["kl"]], [cells["reward"]], color=shade, marker=MARKERS[mark][0], s=26)
             axes.annotate(
                 cells["row"], (cells["kl"], cells["reward"]), xytext=(4, 3), textcoords="offset points", fontsize=7
             )
@@ -67,7 +69,8 @@ def critical_differences(ranks: Ranking, title: str) -> Figure:
         figure = Figure(figsize=(6.8, 1.6 + 0.22 * len(ordered)), layout="constrained")
         axes = figure.subplots()
         for place, (name, rank) in enumerate(ordered):
-            axes.scatter([rank], [place], color=colour_of(name), s=26, zorder=2)
+            mark = MARKERS[style_of(name)[2]][0]
+            axes.scatter([rank], [place], color=colour_of(name), marker=mark, s=26, zorder=2)
         for column, group in enumerate(groups):
             places = [place for place, (name, _) in enumerate(ordered) if name in group]
             x = len(ordered) + 0.5 + 0.35 * column

@@ -28,7 +28,8 @@ PAGE = "index.md"
 TEMPLATE = Path(__file__).with_name("study_page.md.j2")
 SHOWN = ("reward", "reward_at_kl", "win_rate", "kl", "reverse_kl", "accuracy", "slope", "calibration_error", "brier")
 EXACT = ("exact_reward", "regret", "kl_to_optimum", "kl_from_optimum")
-ALSO_SHOWN = (*EXACT, "chosen_log_ratio", "displaced", "length", "entropy", "distinct_1", "distinct_2")
+_TEXT = ("length", "entropy", "distinct_1", "distinct_2")
+ALSO_SHOWN = (*EXACT, "chosen_log_ratio", "rejected_log_ratio", "displaced", *_TEXT)
 _DIGITS = 6
 
 

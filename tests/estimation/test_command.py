@@ -73,9 +73,11 @@ def test_layout_and_micro_batches_are_those_of_the_run(
     built: list[int] = []
     build = TrainerSettings.build
 
-    def noting(settings: TrainerSettings, run_dir: Path, loggers: Any, callbacks: Any, accumulation: int) -> Any:
+    def noting(
+        settings: TrainerSettings, run_dir: Path, loggers: Any, callbacks: Any, accumulation: int, steps: Any
+    ) -> Any:
         built.append(accumulation)
-        return build(settings, run_dir, loggers, callbacks, accumulation)
+        return build(settings, run_dir, loggers, callbacks, accumulation, steps)
 
     monkeypatch.setattr(TrainerSettings, "build", noting)
     cases = {
