@@ -34,9 +34,11 @@ lint: $(VENV)/.dev-installed secrets ## ruff, formatting, types, and secrets
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-docs: $(VENV)/.dev-installed ## the pages of docs/ as a site, in build/site; regenerates the pages of keys and metrics
+docs: $(VENV)/.dev-installed ## docs/ as a site in build/site, with the newest demo's page (trains one where there is none)
+	@test -n "$(NEWEST)" || $(MAKE) demo
 	$(PY) docs/configuration.py
 	$(PY) docs/metrics.py
+	newest=$$(ls -td outputs/demo_*/ | head -n 1) && $(PY) -m caldpo.compare $$newest && cp $${newest}report.html docs/demo_report.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --config-file .mkdocs.yml
 
 # The baseline holds hashes of the made-up ones in tests. A copy, since the hook writes line numbers that moved into it

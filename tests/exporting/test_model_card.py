@@ -31,7 +31,9 @@ from tests.helpers.tiny import tiny_model, tiny_tokenizer
 KEYS = {"checkpoint": "final", "to": None, "max_shard_size": "5GB", "push_to": None}
 
 
-@pytest.mark.parametrize(("text", "step"), [("final", "final"), ("last", "last"), (40, 40), ("40", 40), ("step-7", 7)])
+@pytest.mark.parametrize(
+    ("text", "step"), [*((name, name) for name in ("final", "last", "best")), (40, 40), ("40", 40), ("step-7", 7)]
+)
 def test_checkpoints_have_several_spellings(text: int | str, step: int | str) -> None:
     assert wanted_checkpoint(text) == step
 
@@ -39,7 +41,7 @@ def test_checkpoints_have_several_spellings(text: int | str, step: int | str) ->
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("checkpoint", value) for value in ("best", "step-", "-1", "step-1.5")),
+        *(("checkpoint", value) for value in ("newest", "step-", "-1", "step-1.5")),
         *(("max_shard_size", value) for value in ("5", "0GB", "big", "-1GB")),
         *(("push_to", value) for value in ("name", "a/b/c", "org/na--me", "org/-", "org/name.git", "org/n me", "/x")),
     ],

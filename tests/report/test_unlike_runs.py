@@ -87,3 +87,5 @@ def test_report_and_terminal_begin_with_it(tmp_path, capsys):
     assert said.index("warning: data") < said.index("Final held-out figures")
     text = (tmp_path / "report.md").read_text()
     assert text.index("data differ by `data.train`".replace("`", "")) < text.index("## What was compared")
+    page = (tmp_path / "report.html").read_text()
+    assert page.index('id="summary"') < page.index("data differ by data.train") < page.index('class="lead"')

@@ -32,6 +32,7 @@ from caldpo.report.page.live_groups import drawn_groups
 from caldpo.report.page.page_numbers import limited
 from caldpo.report.page.page_samples import LinesOf, samples
 from caldpo.report.statistics import BandKind
+from caldpo.report.unlike_runs import unlike
 from caldpo.utils.text_format import counted, number
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def render_page(
             headline=facts.headline(measured) if measured else "no finished run",
             seeds=facts.count_text(group.seeds for group in measured) if measured else "",
             sentences=sentences(groups),
+            unlike=unlike(groups),
             band=BANDS[kind],
             data=data,
             groups=[group for group, _ in drawn],
