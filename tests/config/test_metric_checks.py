@@ -112,6 +112,7 @@ def test_what_the_data_knows_is_accepted() -> None:
 def test_a_searching_sweeper_gets_it(console: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else was measured; and nothing where a run did not come to measure it."""
     place = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))
+    monkeypatch.setattr(run_module.HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(run_module.HydraConfig, "get", lambda: place)
     monkeypatch.setattr(run_module, "print_line", lambda *_: None)
     cfg = config("optimized_metric=val/logps/chosen", f"console={console}")
