@@ -15,7 +15,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD
@@ -23,7 +22,7 @@ from caldpo.report.comparison_facts import count_text
 from caldpo.report.evaluation_results import PREFIX, details, evaluated
 from caldpo.report.grouping import RunGroup
 from caldpo.report.loss_style import DASHES, Look, looks
-from caldpo.report.plot_style import CRUSHING, drawing
+from caldpo.report.plot_style import drawing, set_square_root
 from caldpo.report.statistics import LARGEST, Estimate, band, estimate
 
 SUITE = "oracle"
@@ -70,14 +69,8 @@ def reward_kl(groups: Sequence[RunGroup], headline: str) -> Figure | None:
         if references:
             level = sum(references) / len(references)
             axes.axhline(level, color="#222222", linewidth=0.9, linestyle="--", label=_REFERENCE)
-        label = "KL(policy || reference), nats per sequence"
-        if is_wide([p.kl for p in points]):
-            axes.set_xscale("log", nonpositive="mask")  # a path starts at a KL of 0
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            label += " (logarithmic)"
-        axes.set_xlabel(label)
+        set_square_root(axes)  # of KL, in which reward is nearly linear at first (Gao et al. 2022, arXiv 2210.10760)
+        axes.set_xlabel("KL(policy || reference), nats per sequence, square-root axis")
         axes.set_ylabel("true reward, units of the data's reward")
         handles, labels = axes.get_legend_handles_labels()
         # the groups first, then the lines that join them
@@ -123,12 +116,6 @@ def _draw_frontiers(
             style = {"textcoords": "offset points", "fontsize": 7, "path_effects": outlined, "zorder": 4}
             side = 6, -12 if place % 2 else 7  # neighbours on different ones
             axes.annotate(f"β {beta(group):g}", end, xytext=side, **style)
-
-
-def is_wide(kls: Sequence[Estimate]) -> bool:
-    """Whether the KLs lie so far apart that a linear axis would press the small ones together."""
-    lowest = min(kl.mean - (kl.sd or 0.0) for kl in kls)
-    return lowest > 0 and max(kl.mean for kl in kls) > CRUSHING * min(kl.mean for kl in kls)
 
 
 # ---- where groups stand: at the end, over checkpoints, and over several beta

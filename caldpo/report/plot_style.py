@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
 from caldpo.utils.atomic_io import atomic_file
 
@@ -87,6 +89,15 @@ def set_symmetric_log(axes: Axes, limit: float, *, across: bool = False) -> None
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+
+
+def set_square_root(axes: Axes) -> None:
+    """Make the axis across one of square roots, on which a path may begin at 0; below it, of their negatives."""
+    axes.set_xscale("function", functions=(_root, lambda root: np.sign(root) * np.square(root)))
+
+
+def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def grid_shape(panels: int) -> tuple[int, int]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from caldpo.report.loss_style import COLOURS, DASHES, MARKERS, colour_of, style_of
-from caldpo.report.plot_style import drawing
+from caldpo.report.plot_style import drawing, set_square_root
 from caldpo.studies.setting_choice import CHOICES
 from caldpo.studies.study_statistics import Ranking, cliques
 
@@ -54,7 +52,7 @@ def reward_against_kl(means: pd.DataFrame, paths: pd.DataFrame, choice: str, mat
             axes.annotate(
                 cells["row"], (cells["kl"], cells["reward"]), xytext=(4, 3), textcoords="offset points", fontsize=7
             )
-        axes.set_xscale("function", functions=(_root, _square))
+        set_square_root(axes)
         axes.set_xlabel("KL(policy || reference), nats per response, square-root axis")
         axes.set_ylabel("true reward of samples")
         figure.suptitle(title)
@@ -83,11 +81,3 @@ def critical_differences(ranks: Ranking, title: str) -> Figure:
         )
         figure.suptitle(title)
     return figure
-
-
-def _root(kl: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.sign(kl) * np.sqrt(np.abs(kl))  # estimates of KL may be below 0
-
-
-def _square(root: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.sign(root) * root**2

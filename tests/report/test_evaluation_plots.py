@@ -213,12 +213,14 @@ def test_settings_that_differ_in_more_than_beta_are_not_joined(tmp_path):
     assert frontiers(settings_in(tmp_path)) == []
 
 
-def test_a_wide_range_of_kl_with_paths_from_zero(tmp_path):
+def test_a_path_begins_at_the_reference_on_an_axis_of_square_roots(tmp_path):
     for loss, kl in (("dpo", 0.5), ("ipo", 30.0)):
         run(tmp_path, loss, 0, rewarded(kl, 1.0, [(0, 0.0, 0.0), (10, kl / 2, 0.5), (20, kl, 1.0)]))
     (axes,) = reward_kl(settings_in(tmp_path), "").axes
-    assert axes.get_xscale() == "log"
-    assert axes.get_xlim()[0] > 0.1, "the start at 0, which a logarithm has no place for, does not stretch the axis"
+    starts = [line.get_xydata()[0].tolist() for line in axes.lines if len(line.get_xydata()) == 3]
+    assert starts == [[0.0, 0.0], [0.0, 0.0]]
+    places = axes.transData.transform([(0.0, 0.0), (7.5, 0.0), (30.0, 0.0)])[:, 0]
+    assert (places[1] - places[0]) / (places[2] - places[0]) == pytest.approx(0.5), "of a quarter of the KL, half way"
 
 
 def test_the_report_shows_the_picture_where_its_figures_stand(tmp_path):

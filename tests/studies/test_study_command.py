@@ -16,7 +16,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from caldpo.api import compose
+from caldpo import compose
 from caldpo.config.conf_dir import conf_dir
 from caldpo.study import main
 from caldpo.utils.digests import json_digest

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from caldpo.api import compose
+from caldpo import compose
 from caldpo.config.conf_dir import conf_dir
 from caldpo.studies.run_store import DIVERGED, FINISHED
 from caldpo.studies.setting_choice import CHOICES, PRACTITIONER, TRUTH, Trial

@@ -177,7 +177,8 @@ function card(answer) {
   const source = known ? DATA.samples.sources.find((entry) => entry.group === group) : null;
   const name = known ? DATA.groups[group].label : group === null ? "reference" : "chosen (data)";
   const where = source && [source.seed !== null && `seed ${source.seed}`, source.step !== null && `step ${source.step}`].filter(Boolean).join(", ");
-  const figures = `true reward ${textNumber(answer.reward)} · log-ratio ${textNumber(answer.log_ratio)}`;
+  const measured = [["true reward", answer.reward], ["log-ratio", answer.log_ratio]].filter(([, value]) => value !== null);
+  const figures = measured.map(([what, value]) => `${what} ${textNumber(value)}`).join(" · ");
   const title = element("h3", {}, ...(known ? [swatch(group)] : []), element("span", { textContent: name }));
   const text = element("p", { textContent: answer.text || "(empty)", tabIndex: 0 });
   const made = element("li", { className: "card" }, title, element("span", { className: "note", textContent: figures }), text);

@@ -5,6 +5,8 @@ const ZOOM = {}; // by id: ranges that the reader has drawn, of figures that are
 const SHAPE_OF_LOG = (limit) => (value) =>
   value === null ? null : Math.sign(value) * Math.log10(1 + Math.abs(value) / limit);
 
+const root = (value) => Math.sign(value) * Math.sqrt(Math.abs(value)); // estimates of KL may be below 0
+
 const shownEntries = (entries) => entries.filter((entry) => STATE.visible.has(entry.group));
 const byDepth = (entries) =>
   [...entries].sort((a, b) => DATA.groups[a.group].depth - DATA.groups[b.group].depth);
@@ -32,6 +34,18 @@ function logarithmicTicks(limit, low, high) {
   for (const value of values) if (kept.every((other) => Math.abs(shape(other) - shape(value)) >= room)) kept.push(value);
   kept.sort((a, b) => a - b);
   return { tickmode: "array", tickvals: kept.map(shape), ticktext: kept.map(textNumber) };
+}
+
+// ticks at 0, and at 1, 2 and 5 times powers of ten of an axis of square roots, from the largest on while there is room
+function squareRootTicks(low, high) {
+  const sizes = [];
+  for (let power = -6; power < 9; power += 1) sizes.push(...[1, 2, 5].map((digit) => digit * 10 ** power));
+  const kept = [0];
+  for (const value of sizes.reverse()) {
+    const inside = root(value) >= low && root(value) <= high;
+    if (inside && kept.every((other) => Math.abs(root(other) - root(value)) >= (high - low) / 14)) kept.push(value);
+  }
+  return { tickmode: "array", tickvals: kept.map(root), ticktext: kept.map(textNumber) };
 }
 
 function extent(lists) {
@@ -116,13 +130,13 @@ function stepsPanel(panel) {
 }
 
 function frontierFigure() {
-  const { points, reference, wide, joined } = DATA.frontier;
+  const { points, reference, joined } = DATA.frontier;
   const shown = byDepth(shownEntries(points));
   const traces = [];
   for (const members of joined) {
     const ends = members.filter(([group]) => STATE.visible.has(group)).map(([group, beta]) => {
       const point = points.find((p) => p.group === group);
-      return { x: point.kl[0], y: point.reward[0], beta };
+      return { x: root(point.kl[0]), y: point.reward[0], beta };
     });
     ends.sort((a, b) => a.x - b.x);
     if (ends.length > 1)
@@ -138,20 +152,23 @@ function frontierFigure() {
     const note = point.evaluated ? "" : "<br>as training logged it";
     if (point.path[0].length > 1)
       traces.push({
-        type: "scatter", mode: "lines+markers", x: point.path[0], y: point.path[1], name: plain(label),
+        type: "scatter", mode: "lines+markers", x: point.path[0].map(root), y: point.path[1], name: plain(label),
+        customdata: point.path[0],
         line: { color: colour, width: 1 }, marker: { size: 4, color: colour }, opacity: 0.65,
-        hovertemplate: `${plain(label)}, a checkpoint<br>KL %{x:.3~g}, reward %{y:.3~g}<extra></extra>`,
+        hovertemplate: `${plain(label)}, a checkpoint<br>KL %{customdata:.3~g}, reward %{y:.3~g}<extra></extra>`,
       });
-    const bars = (sd) => ({ type: "data", array: [sd], visible: sd !== null, color: colour, thickness: 1, width: 4 });
+    const bar = { type: "data", color: colour, thickness: 1, width: 4 };
+    const [kl, sd] = point.kl;
+    const across = { array: [root(kl + sd) - root(kl)], arrayminus: [root(kl) - root(kl - sd)], visible: sd !== null };
     traces.push({
-      type: "scatter", mode: "markers", x: [point.kl[0]], y: [point.reward[0]], name: plain(label),
-      meta: { group: point.group },
-      error_x: bars(point.kl[1]), error_y: bars(point.reward[1]), marker: { symbol, size: 11, color: colour },
-      hovertemplate: `<b>${plain(label)}</b><br>KL %{x:.3~g}, reward %{y:.3~g}${note}<extra></extra>`,
+      type: "scatter", mode: "markers", x: [root(kl)], y: [point.reward[0]], name: plain(label),
+      meta: { group: point.group }, customdata: [kl], error_x: { ...bar, symmetric: false, ...across },
+      error_y: { ...bar, array: [point.reward[1]], visible: point.reward[1] !== null }, marker: { symbol, size: 11, color: colour },
+      hovertemplate: `<b>${plain(label)}</b><br>KL %{customdata:.3~g}, reward %{y:.3~g}${note}<extra></extra>`,
     });
   }
   const annotations = shown.length > 40 ? [] : shown.map((point) => ({
-    x: wide ? Math.log10(point.kl[0]) : point.kl[0], y: point.reward[0], text: shortLabel(point.group, 26),
+    x: root(point.kl[0]), y: point.reward[0], text: shortLabel(point.group, 26),
     showarrow: false, xanchor: "left", xshift: 9, yshift: 9, font: { size: 11, color: colourOf(point.group) },
   }));
   const shapes = reference === null ? [] : [ruler("y", reference, "dash")];
@@ -161,12 +178,11 @@ function frontierFigure() {
       font: { size: 11, color: css("--quiet") },
     });
   const kls = extent([...shown.map(({ kl }) => [kl[0] - (kl[1] || 0), kl[0] + (kl[1] || 0)]), ...shown.map(({ path }) => path[0])]);
-  const least = wide ? Math.log10(Math.min(...points.map(({ kl }) => kl[0] - (kl[1] || 0)))) : 0;
-  const most = kls ? kls[1] : 1; // with room for the labels to the right of the points
-  const x = wide ? { type: "log", dtick: "D2", range: [least - 0.1, Math.log10(most) + 0.3] } : { range: [Math.min(0, kls ? kls[0] : 0), 1.2 * most] };
+  const range = kls ? [root(Math.min(0, kls[0])), 1.1 * root(Math.max(0, kls[1]))] : [0, 1]; // with room for the labels
+  const x = { range, ...squareRootTicks(...range) };
   return {
     traces,
-    layout: { xaxis: axis("KL(policy || reference), nats", x), yaxis: axis("true reward"), shapes, annotations },
+    layout: { xaxis: axis("KL(policy || reference), nats, square-root axis", x), yaxis: axis("true reward"), shapes, annotations },
     labels: [],
   };
 }

@@ -13,7 +13,7 @@ from caldpo.report.evaluation_plots import (
     reliability,
 )
 from caldpo.report.evaluation_results import PREFIX, details, evaluated
-from caldpo.report.frontier_plot import beta, frontier_point, frontiers, is_wide
+from caldpo.report.frontier_plot import beta, frontier_point, frontiers
 from caldpo.report.grouping import RunGroup
 from caldpo.report.page.page_numbers import plain_number, plain_numbers
 from caldpo.report.plot_style import linear_limit
@@ -45,7 +45,6 @@ def frontier(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
             for place, point in points.items()
         ],
         "reference": plain_number(sum(references) / len(references)) if references else None,
-        "wide": is_wide([point.kl for point in points.values()]),
         "joined": [
             [[places[member], beta(groups[places[member]])] for member in members]
             for members in frontiers([groups[place] for place in places])

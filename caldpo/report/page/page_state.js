@@ -69,10 +69,10 @@ function swatch(group) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
   const { dash, symbol } = DATA.groups[group];
-  for (const [name, value] of Object.entries({ width: 34, height: 12, viewBox: "-17 -6 34 12", "aria-hidden": "true" }))
+  for (const [name, value] of Object.entries({ width: 54, height: 12, viewBox: "-27 -6 54 12", "aria-hidden": "true" }))
     svg.setAttribute(name, value);
   const line = document.createElementNS(space, "path");
-  line.setAttribute("d", "M-17 0H17");
+  line.setAttribute("d", "M-27 0H27");
   line.setAttribute("stroke", colourOf(group));
   line.setAttribute("stroke-width", "2");
   if (dash !== "solid") line.setAttribute("stroke-dasharray", dash.replace(/px/g, ""));
