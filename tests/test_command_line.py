@@ -145,7 +145,7 @@ def made_run(name: str) -> str:
         (["run", "sed=1"], ["sed:", "did you mean seed?"]),
         (["run", "model.pth=x"], ["model.pth:", "did you mean path?"]),
         (["run", "device=gpu"], ["device=gpu:", "auto, cpu, cuda"]),
-        (["run", "checkpoint=best"], ["checkpoint=best:", "final, last", ">= 0"]),
+        (["run", "checkpoint=newest"], ["checkpoint=newest:", "final, last", "best", ">= 0"]),
         (["run", "batch=0"], ["batch=0:", "> 0"]),
         (["run", "model.path=x"], ["model.path=x:", "run=run"]),
         (["model.path=x", "data=hh", "checkpoint=3"], ["checkpoint=3:", "run"]),
