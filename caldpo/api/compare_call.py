@@ -19,12 +19,17 @@ class Comparison:
     """A written comparison.
 
     Args:
-        folder: with ``report.md``, ``comparison.csv`` and the figures.
+        folder: with ``report.html``, ``report.md``, ``comparison.csv`` and the figures.
         table: ``comparison.csv``: a row per run.
     """
 
     folder: Path
     table: pd.DataFrame
+
+    @property
+    def page(self) -> Path:
+        """The report as one file to open in a browser, with switches, zoom and samples."""
+        return self.folder / "report.html"
 
     @property
     def report(self) -> Path:

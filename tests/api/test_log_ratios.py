@@ -122,6 +122,7 @@ def test_a_run_is_measured_and_compared(folder: Path) -> None:
         found = table.loc[run.summary["loss_name"], "val/log_ratios/chosen"]
         assert found == pytest.approx(run.final["val/log_ratios/chosen"], rel=1e-5)
     assert "cal_dpo" in comparison.report.read_text()
+    assert "cal_dpo" in comparison.page.read_text()
     with refused("int", key="runs[0]"):
         caldpo.compare([1])  # type: ignore[list-item]
     with refused(key="sweep", value=folder / "nowhere"):
