@@ -86,10 +86,14 @@ def no_folder_error() -> CaldpoError:
 
 
 def sweep_overrides(folder: Path) -> list[str] | None:
-    """Read the overrides that started a sweep, without secrets, from Hydra's record of it; None where it has none."""
+    """Read the overrides that started a sweep, without secrets, from Hydra's record of it; None where it has none.
+
+    Of Hydra's own there is the folder, where it was chosen: ``resume=auto`` looks for finished runs there.
+    """
     try:
-        task = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]["task"]
-        return [redact_text(str(text)) for text in task if not str(text).startswith("-")]
+        typed = read_yaml(folder / "multirun.yaml")["hydra"]["overrides"]
+        chosen = [text for text in typed.get("hydra") or () if str(text).startswith("hydra.sweep.dir=")]
+        return [redact_text(str(text)) for text in [*typed["task"], *chosen] if not str(text).startswith("-")]
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -45,7 +45,7 @@ def print_comparison(
     console.print(table)
     for run in (run for group in groups for run in group.runs if not run.finished):
         why = f"{run.status} at {run.progress}: {shorten(run.error or '')}"
-        console.print(Text(f"left out: {run.name}, {why}", "yellow"))
+        console.print(Text(one_line(f"left out: {run.name}, {why}"), "yellow"))
     _print_evaluations(console, finished)
     for text in failed:
         console.print(Text(one_line(text), "yellow"), soft_wrap=True)

@@ -139,7 +139,7 @@ def frontier_point(group: RunGroup) -> FrontierPoint | None:
             for metric in (KL, TRUE_REWARD, REFERENCE_REWARD)
         )
         x, y = estimate(group.finals(kl.final)), estimate(group.finals(reward.final))
-        if x is not None and y is not None and max(abs(x.mean), abs(y.mean)) <= LARGEST:
+        if x is not None and y is not None and all(abs(value.mean) <= LARGEST for value in (x, y)):
             path = _path(group) if measured else np.empty((2, 0))
             return FrontierPoint(x, y, measured, group.finals(reference.final), path)
     return None

@@ -12,6 +12,7 @@ from caldpo.report import report_rows, shown_metrics
 from caldpo.report.escaping import Markdown, code, command, render
 from caldpo.report.evaluation_tables import suite_sections
 from caldpo.report.grouping import RunGroup, by_seed
+from caldpo.report.planned_runs import not_begun
 from caldpo.report.run_files import as_float
 from caldpo.report.statistics import BandKind, estimate
 from caldpo.report.table_cells import NONE, markdown_table, metrics_table, spread
@@ -48,6 +49,7 @@ def report(
         compared=[path.name for path in folders],
         runs=runs,
         unfinished=[run for run in runs if not run.finished],
+        not_begun=not_begun(folders, len(runs)),
         unmeasured=[group.label for group in groups if not group.finished],
         fewer=[group for group in measured if group.seeds < group.started_seeds],
         unlike=unlike(groups),

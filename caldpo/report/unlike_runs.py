@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caldpo.report.comparison_facts import choice, finished_runs, steps, unfair_differences, varied
+from caldpo.report.comparison_facts import choice, unfair_differences, varied
 from caldpo.report.escaping import first_of, one_line, shorten
 from caldpo.report.grouping import RunGroup, is_within
 from caldpo.resume.config_diff import is_ignored
 from caldpo.utils.yaml_io import flatten
 
 # parts of the configuration from which the data, and the model, follow
-_OF_DATA, _OF_MODEL = ("data",), ("model", "adapter", "reference.path")
+_OF_MODEL = ("model", "adapter", "reference.path")
+_LIMITS = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "overfit_batches",
+)
+_OF_DATA = ("data", *(f"trainer.extra.{key}" for key in _LIMITS))
 _OF_BATCHES = ("data.micro_batch_size", "data.eval_micro_batch_size", "data.max_tokens_per_micro_batch")
 _NAMED = 3  # labels, and values, of a difference that are named
 
@@ -22,7 +29,7 @@ Facts = dict[str, list[Any]]  # a value for each group, by what it is
 def unlike(groups: Sequence[RunGroup]) -> list[str]:
     """Describe the differences between finished runs, a line for each of data, model and steps that differ.
 
-    A last line names the groups of which data and model are not known.
+    More lines name groups whose seeds ended at different steps, and those of which data and model are not known.
     """
     finished = [group for group in groups if group.finished]
     known = [group for group in finished if not _has_no_configuration(group)]
@@ -41,6 +48,9 @@ def unlike(groups: Sequence[RunGroup]) -> list[str]:
         _difference("model", chosen["model"] | configured(_OF_MODEL), known),
         _difference("optimiser steps", {"optimiser steps": [_steps(group) for group in finished]}, finished),
     ]
+    if uneven := [f"{group.label} ({_steps(group)})" for group in finished if len(_ends(group)) > 1]:
+        how = "curves go as far as every seed, tables have the last step of each"
+        lines.append(f"the seeds of a setting ended at different steps, {first_of(uneven, _NAMED)}: {how}")
     if unknown := [group.label for group in finished if _has_no_configuration(group)]:
         lines.append(f"data and model are not known: {first_of(unknown, _NAMED)} (exported without configuration)")
     return [one_line(line) for line in lines if line is not None]
@@ -75,6 +85,11 @@ def _pairs(group: RunGroup, split: str) -> str | None:
     return varied(group.finished, lambda run: flatten(run.summary.get("data", {})).get(f"{split}.pairs"))
 
 
+def _ends(group: RunGroup) -> list[int]:
+    """List the distinct last steps of the runs."""
+    return sorted({int(end) for run in group.finished if (end := run.summary.get("steps", run.last_step)) is not None})
+
+
 def _steps(group: RunGroup) -> str:
-    early = any(run.summary.get("stopped_early") for run in finished_runs([group]))
-    return f"{steps(group.finished)}{', stopped early' if early else ''}"
+    early = any(run.summary.get("stopped_early") for run in group.finished)
+    return f"{first_of(list(map(str, _ends(group))), _NAMED)}{', stopped early' if early else ''}"

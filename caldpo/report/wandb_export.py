@@ -15,6 +15,7 @@ import csv
 import math
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ _BETWEEN = " - "  # run and metric in the header of a chart
 _NO_METRIC = ("_", "Unnamed:")  # W&B's own columns, and the index of pandas
 _EXTREMES = ("__MIN", "__MAX")
 _STATES = {"running": RUNNING, "finished": FINISHED, "failed": FAILED, "crashed": DIED, "killed": INTERRUPTED}
+_APART = "give the runs names of their own in W&B, or export their histories: a history's file names its run"
 _OF_THE_TABLE = {"User", "Notes", "Tags", "Created", "Runtime", "Sweep", "ID", "Group", "Job Type", "Updated"}
 
 
@@ -70,6 +72,13 @@ def read_exports(files: Iterable[Path]) -> list[Run]:
                 _read(file, csv.reader(opened), runs)
         except (OSError, csv.Error) as error:
             raise CaldpoError(f"cannot be read: {error}", key="sweep", value=file) from error
+    for name in runs:
+        plain, _, rest = name.rpartition(" (")
+        if rest and plain in runs:
+            wrong = (
+                f"{plain} is the name of several runs, and {runs[plain].file.name} does not tell whose curves it has"
+            )
+            raise CaldpoError(wrong, key="sweep", value=runs[name].file, remedy=_APART)
     return [_as_run(name, run) for name, run in runs.items()]
 
 
@@ -88,6 +97,8 @@ def _read(file: Path, rows: Iterable[list[str]], runs: dict[str, _Exported]) -> 
         raise CaldpoError(wrong, key="sweep", value=file, remedy=remedy)
     places = charted or [place for place, name in enumerate(header) if name and name not in _STEPS]
     columns: list[tuple[int, _Exported, str]] = []
+    if charted and len({header[place] for place in charted}) < len(charted):
+        raise CaldpoError("has two runs of one name", key="sweep", value=file, remedy=_APART)
     for place in places:
         name, _, metric = header[place].rpartition(_BETWEEN) if charted else (file.stem, "", header[place])
         if metric != _ROW and not metric.startswith(_NO_METRIC) and not metric.endswith(_EXTREMES):
@@ -111,12 +122,15 @@ def _read(file: Path, rows: Iterable[list[str]], runs: dict[str, _Exported]) -> 
     return None
 
 
-def _read_table(file: Path, header: Sequence[str], rows: Iterable[list[str]], runs: dict[str, _Exported]) -> None:
-    for cells in rows:
-        row = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
-        if "Name" not in row:
-            continue
-        run = runs.setdefault(one_line(row.pop("Name")), _Exported(file))
+def _read_table(file: Path, header: Sequence[str], lines: Iterable[list[str]], runs: dict[str, _Exported]) -> None:
+    cells_of = [{name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()} for cells in lines]
+    rows = [row for row in cells_of if "Name" in row]
+    often = Counter(row["Name"] for row in rows)
+    for number, row in enumerate(rows, start=1):
+        name = one_line(row.pop("Name"))
+        if often[name] > 1:  # W&B tells such runs apart by their IDs, and so is each row a run here
+            name = f"{name} ({one_line(row.get('ID') or f'row {number}')})"
+        run = runs.setdefault(name, _Exported(file))
         run.state = row.pop("State", None)
         for name, cell in row.items():
             if name == OPTIMIZER_STEPS or definition_of(name) is not None:

@@ -165,7 +165,7 @@ def _require_run(folder: Path) -> None:
         return
     wrong, remedy = "there is no such folder", "name the folder of a run that was started"
     if (folder / "multirun.yaml").is_file():
-        typed = [text for text in sweep_overrides(folder) or ["..."] if _key(text) != "resume"]
+        typed = [text for text in sweep_overrides(folder) or ["..."] if _key(text) not in ("resume", "hydra.sweep.dir")]
         resumed = ["python", "-m", "caldpo.train", "-m", *typed, f"hydra.sweep.dir={folder}", "resume=auto"]
         wrong, remedy = "is a sweep, not a run", f"repeat its command: {shlex.join(resumed)}"
     elif folder.is_dir():

@@ -6,7 +6,7 @@ import pytest
 
 from caldpo.config.find_runs import find_runs
 from caldpo.report.evaluation_plots import by_length, calibration, displacement, quantiles
-from caldpo.report.frontier_plot import frontiers, reward_kl
+from caldpo.report.frontier_plot import frontier_point, frontiers, reward_kl
 from caldpo.report.grouping import group_runs
 from caldpo.report.loss_style import LOSSES
 from caldpo.report.markdown_report import report
@@ -211,6 +211,14 @@ def test_settings_that_differ_in_more_than_beta_are_not_joined(tmp_path):
             evaluation=rewarded(beta, 1.0),
         )
     assert frontiers(settings_in(tmp_path)) == []
+
+
+def test_a_reward_that_is_no_number_has_no_point(tmp_path):
+    run(tmp_path, "dpo", 0, rewarded(2.0, 0.5))
+    run(tmp_path, "ipo", 0, rewarded(2.0, float("nan")))
+    run(tmp_path, "cpo", 0, rewarded(2.0, float("inf")))
+    points = {group.label: frontier_point(group) for group in settings_in(tmp_path)}
+    assert [label for label, point in points.items() if point is not None] == ["dpo"]
 
 
 def test_a_path_begins_at_the_reference_on_an_axis_of_square_roots(tmp_path):

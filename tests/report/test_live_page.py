@@ -21,9 +21,10 @@ from caldpo.compare import main
 from caldpo.metrics_file import NAME, RowWriter, keep_rows
 from caldpo.report.live import followed_curves
 from caldpo.report.live.followed_curves import FollowedCurves
-from caldpo.report.live.time_left import as_text, planned_runs, seconds_left, sweep_seconds_left
+from caldpo.report.live.time_left import as_text, seconds_left, sweep_seconds_left
 from caldpo.report.live.watched_runs import WatchedRuns
 from caldpo.report.page.page_html import page_data
+from caldpo.report.planned_runs import not_begun, planned_runs
 from caldpo.report.read_curves import every_curve, read_curves
 from tests.helpers.messages import names
 from tests.report.live_runs import ask, end, evaluate, serving, state_of, training
@@ -335,12 +336,14 @@ def test_runs_that_have_not_begun_are_counted(tmp_path):
     record = {"hydra": {"overrides": {"task": task}, "sweeper": {"_target_": "x.BasicSweeper", "params": None}}}
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(record))
     assert planned_runs(tmp_path) == 6
+    assert [not_begun([tmp_path], runs) for runs in (2, 6, 7)] == [4, 0, 0]
     write_run(tmp_path / "0", rows=ROWS, metrics=finals(ROWS[1]))
     with training(tmp_path / "1", "ipo"), serving(tmp_path) as server:
         names(state_of(server)["message"], "1 of 6 runs finished", "1 running", "4 not begun")
     (tmp_path / "multirun.yaml").write_text("hydra: [")
     assert planned_runs(tmp_path) is None
     assert planned_runs(tmp_path / "nowhere") is None
+    assert not_begun([tmp_path], 2) == 0, "nobody knows"
 
 
 # ---- nothing else is served

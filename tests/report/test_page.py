@@ -18,8 +18,9 @@ from caldpo.report.page import page_html
 from caldpo.report.page.headline_sentence import sentences
 from caldpo.report.page.page_curves import panels, thinned_count
 from caldpo.report.page.page_html import page_data, render_page, shown_at_first
-from caldpo.report.page.page_numbers import plain_number
+from caldpo.report.page.page_numbers import plain_number, sortable
 from caldpo.report.page.page_samples import samples
+from caldpo.report.page.page_tables import columns, table_rows
 from caldpo.report.statistics import Estimate, mean_interval
 from tests.helpers.messages import names
 from tests.report.pages import (
@@ -222,6 +223,19 @@ def test_numbers_of_the_page() -> None:
     width = 4.302653 * 0.3 / 3**0.5  # t(0.975, 2)
     assert mean_interval(Estimate(1.0, 0.3, 3)) == pytest.approx((1 - width, 1 + width))
     assert mean_interval(Estimate(1.0, None, 1)) is None
+    sorts_by = {2.0: "2.0", float("nan"): "", None: "", float("inf"): "Infinity", -float("inf"): "-Infinity"}
+    assert {value: sortable(value) for value in sorts_by} == sorts_by
+
+
+def test_intervals_of_shares_are_shares(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.5, 0.9)):
+        row = {**held_out(10, 1.0, -1.0), "val/rewards/accuracies": accuracy}
+        write_run(tmp_path / str(seed), seed=seed, rows=[row], metrics=finals(row))
+    groups = read_groups(tmp_path)
+    shown = columns(groups)
+    ((_, _, row_cells),) = table_rows(groups, shown)
+    cell = next(cell for column, cell in zip(shown, row_cells, strict=True) if column.unit == "share of pairs")
+    assert cell.interval == "[0, 1.00]", "Student's t on one degree of freedom reaches far beyond"
 
 
 def test_a_page_that_cannot_be_made_costs_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

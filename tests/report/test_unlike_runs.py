@@ -41,10 +41,11 @@ def test_nothing_where_only_loss_seed_and_learning_rate_differ(tmp_path):
         ("model.hidden_size", "model", ("a.jsonl", "b.jsonl")),
         ("adapter.rank", "model", ("a.jsonl", "b.jsonl")),
         ("reference.path", "model", ("a.jsonl", "b.jsonl")),
+        ("trainer.extra.limit_val_batches", "data", ("a.jsonl", "b.jsonl")),
     ],
 )
 def test_a_key_of_data_or_model_is_named_with_values_and_settings(tmp_path, key, what, said):
-    section, name = key.split(".")
+    section, name = key.split(".", 1)
     for loss, value in (("dpo", "a.jsonl"), ("ipo", "b.jsonl"), ("cpo", "a.jsonl")):
         write_run(tmp_path / loss, loss, rows=ROWS, config={section: {name: value}})
     (line,) = lines_of(tmp_path)
@@ -77,6 +78,15 @@ def test_steps_and_early_stops(tmp_path):
     (line,) = lines_of(tmp_path)
     names(line, "optimiser steps", "10 (dpo)", "7, stopped early (ipo)")
     assert "cpo" not in line, "it has no figures"
+
+
+def test_seeds_that_ended_at_different_steps(tmp_path):
+    for loss, order in (("dpo", (200, 60)), ("ipo", (60, 200))):
+        for seed, steps in enumerate(order):
+            summary = {"steps": steps, "stopped_early": steps < 200}
+            write_run(tmp_path / f"{loss}{seed}", loss, seed, rows=ROWS, summary=summary)
+    (line,) = lines_of(tmp_path)
+    names(line, "dpo (60, 200, stopped early)", "ipo (60, 200, stopped early)", "seeds")
 
 
 def test_report_and_terminal_begin_with_it(tmp_path, capsys):

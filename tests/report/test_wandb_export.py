@@ -128,3 +128,25 @@ def test_another_csv_is_refused_with_what_can_be_read(tmp_path, header):
     file = write(tmp_path / "x.csv", header, header)
     with refused(key="sweep", value="x.csv", remedy=("trainer/global_step", "history")):
         read_exports([file])
+
+
+def test_runs_of_one_name_stay_apart(tmp_path):
+    """As ``WANDB_NAME`` names all seeds of a sweep alike."""
+    header = ["Name", "State", "ID", "loss_name", "seed", "loss.beta", "val/log_ratios/chosen"]
+    rows = [
+        ["baseline", "finished", "aa", "dpo", 0, 0.1, -1.0],
+        ["baseline", "finished", "bb", "dpo", 1, 0.1, -5.0],
+        ["ours", "finished", "cc", "cal_dpo", 0, 0.1, 1.0],
+        ["ours", "failed", "dd", "cal_dpo", 1, 0.1, ""],
+    ]
+    table = write(tmp_path / "table.csv", header, *rows)
+    dpo, ours = group_runs(read_exports([table]))
+    assert dpo.finals(CHOSEN.final) == [-1.0, -5.0]
+    assert [(run.name, run.status) for run in ours.runs] == [("ours (cc)", "finished"), ("ours (dd)", "failed")]
+    of_both = chart(tmp_path / "chart.csv", "val/log_ratios/chosen", {"baseline": {0: 0.0, 10: -1.0}})
+    for files in ([table, of_both], [of_both, table]):
+        with refused("baseline", key="sweep", remedy="histories"):
+            read_exports(files)
+    twice = write(tmp_path / "twice.csv", ["Step", "a - val/loss", "a - val/loss"], [0, 1.0, 2.0])
+    with refused(key="sweep", value=twice, remedy="names of their own"):
+        read_exports([twice])

@@ -14,9 +14,9 @@ from caldpo.config.run_lifecycle import describe_error
 from caldpo.report.escaping import one_line
 from caldpo.report.grouping import RunGroup, group_runs
 from caldpo.report.live.live_state import progress
-from caldpo.report.live.time_left import planned_runs
 from caldpo.report.live.watched_runs import WatchedRuns
 from caldpo.report.page.page_html import Live, render_page
+from caldpo.report.planned_runs import planned_runs
 from caldpo.report.statistics import BandKind
 
 _FAILED = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from caldpo.config.run_lifecycle import FINISHED, RUNNING
 from caldpo.config.run_lock import read_owner
-from caldpo.config.sweep_jobs import expand_sweep
 from caldpo.report.live.watched_runs import WatchedRun
-from caldpo.utils.yaml_io import read_yaml
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
@@ -54,24 +49,6 @@ def sweep_seconds_left(runs: Sequence[WatchedRun], waiting: int, now: float) -> 
         return None
     each = sum(lasted) / len(lasted) if lasted else 0.0
     return max(*known, (sum(known) + waiting * each) / len(known))
-
-
-def planned_runs(folder: Path) -> int | None:
-    """Return how many runs a sweep starts, by Hydra's record of it; None where there is none or it does not say."""
-    try:
-        record = folder / "multirun.yaml"
-        return _planned(record, record.stat().st_mtime_ns)
-    except OSError:
-        return None
-
-
-@functools.lru_cache
-def _planned(record: Path, written: int) -> int | None:
-    try:
-        jobs = expand_sweep(None, OmegaConf.create({**read_yaml(record)}))
-    except Exception:  # it is no such record, or another version wrote it: the number is not known
-        return None
-    return len(jobs.jobs) if jobs.complete and not jobs.problems else None
 
 
 def as_text(seconds: float | None) -> str:

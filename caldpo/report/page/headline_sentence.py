@@ -24,14 +24,14 @@ _APART = 2.0  # ratio of KLs from which the reward's cost is to be looked at
 _PAIR = ("cal_dpo", "dpo")
 
 
-def sentences(groups: Sequence[RunGroup]) -> list[str]:
+def sentences(groups: Sequence[RunGroup], waiting: int = 0) -> list[str]:
     """Say which setting leads by more than the spread over seeds, or that none does, and where the chosen responses
-    went. ``groups``: all, also those of which no run finished.
+    went. ``groups``: all, also those of which no run finished; ``waiting``: how many runs have not begun.
     """
     measured = [group for group in groups if group.finished]
     metric = _deciding(measured)
     said = [] if metric is None else [_lead(measured, metric), *_pair(measured, metric), *_cost(measured, metric)]
-    return [*said, *_chosen(measured), *_unfinished(groups)]
+    return [*said, *_chosen(measured), *_unfinished(groups, waiting)]
 
 
 def _deciding(groups: Sequence[RunGroup]) -> MetricDefinition | None:
@@ -108,12 +108,16 @@ def _chosen(groups: Sequence[RunGroup]) -> list[str]:
     return [f"The held-out chosen log-ratio ended {' and '.join(parts)}."] if parts else []
 
 
-def _unfinished(groups: Sequence[RunGroup]) -> list[str]:
+def _unfinished(groups: Sequence[RunGroup], waiting: int) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     training = sum(run.status == RUNNING for run in runs)
     left_out = sum(not run.finished for run in runs) - training
     said = [f"{left_out} of {len(runs)} runs did not finish, and count nowhere."] if left_out else []
-    return [*said, f"{training} of {len(runs)} runs still train, and count nowhere yet."] if training else said
+    if training:
+        said.append(f"{training} of {len(runs)} runs still train: sentences and tables do not count them yet.")
+    if waiting:
+        said.append(f"{waiting} more {'has' if waiting == 1 else 'have'} not begun.")
+    return said
 
 
 def _apart(one: Estimate, other: Estimate) -> bool:

@@ -5,7 +5,7 @@ const ZOOM = {}; // by id: ranges that the reader has drawn, of figures that are
 const SHAPE_OF_LOG = (limit) => (value) =>
   value === null ? null : Math.sign(value) * Math.log10(1 + Math.abs(value) / limit);
 
-const root = (value) => Math.sign(value) * Math.sqrt(Math.abs(value)); // estimates of KL may be below 0
+const root = (value) => (value === null ? null : Math.sign(value) * Math.sqrt(Math.abs(value))); // KL may be estimated below 0
 
 const shownEntries = (entries) => entries.filter((entry) => STATE.visible.has(entry.group));
 const byDepth = (entries) =>
@@ -74,12 +74,15 @@ function bandTraces(curve, shape) {
   });
   const line = { width: 0, shape: "linear" };
   const style = { type: "scatter", mode: "lines", fill: "toself", hoverinfo: "skip", line };
-  return parts.filter((part) => part.length > 1).map((part) => ({
+  const bar = { ...style, fill: "none", line: { width: 6, color: withAlpha(colourOf(curve.group), 0.35) } };
+  return parts.filter((part) => part.length).map((part) => part.length === 1 ? {
+    ...bar, x: [curve.x[part[0]], curve.x[part[0]]], y: [curve.low[part[0]], curve.high[part[0]]].map(shape),
+  } : {
     ...style,
     fillcolor: withAlpha(colourOf(curve.group), 0.16),
     x: [...part.map((i) => curve.x[i]), ...[...part].reverse().map((i) => curve.x[i])],
     y: [...part.map((i) => shape(curve.low[i])), ...[...part].reverse().map((i) => shape(curve.high[i]))],
-  }));
+  });
 }
 
 function lineTrace(entry, x, y, shape, hover) {

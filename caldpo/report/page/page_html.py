@@ -29,8 +29,9 @@ from caldpo.report.markdown_report import BANDS
 from caldpo.report.page import page_curves, page_points, page_tables
 from caldpo.report.page.headline_sentence import sentences
 from caldpo.report.page.live_groups import drawn_groups
-from caldpo.report.page.page_numbers import limited
+from caldpo.report.page.page_numbers import limited, sortable
 from caldpo.report.page.page_samples import LinesOf, samples
+from caldpo.report.planned_runs import not_begun
 from caldpo.report.statistics import BandKind
 from caldpo.report.unlike_runs import unlike
 from caldpo.utils.text_format import counted, number
@@ -103,7 +104,7 @@ def render_page(
             title=", ".join(path.name for path in folders),
             headline=facts.headline(measured) if measured else "no finished run",
             seeds=facts.count_text(group.seeds for group in measured) if measured else "",
-            sentences=sentences(groups),
+            sentences=sentences(groups, not_begun(folders, len(runs))),
             unlike=unlike(groups),
             band=BANDS[kind],
             data=data,
@@ -235,5 +236,6 @@ def _environment() -> Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["counted"] = counted
+    environment.filters["sortable"] = sortable
     environment.filters["verbatim"] = escape  # of a command each space counts
     return environment

@@ -60,7 +60,7 @@ function showProgress({ message, runs, more }) {
 // ---- a new document in place of the old one
 
 function takeDocument(fresh) {
-  const before = { groups: DATA.groups, prompt: shownPrompt(), term: DATA.terms.length ? DATA.terms[STATE.term].group : null };
+  const before = { scales: verticalScales(), groups: DATA.groups, prompt: shownPrompt(), term: DATA.terms.length ? DATA.terms[STATE.term].group : null };
   const focused = focusedPlace();
   const data = JSON.parse(fresh.getElementById("data").textContent);
   for (const key of Object.keys(DATA)) delete DATA[key];
@@ -81,13 +81,21 @@ function takeDocument(fresh) {
 }
 
 // A setting may be named anew, or stand elsewhere, when others come: it is known by its runs.
-function keepChoices({ groups, term }) {
+function keepChoices({ scales, groups, term }) {
   const known = new Map(groups.flatMap(({ runs }, group) => runs.map((run) => [run, group])));
   const formerly = DATA.groups.map(({ runs }) => [...new Set(runs.filter((run) => known.has(run)).map((run) => known.get(run)))]);
   const visible = formerly.map((old, group) => (old.length ? old.every((place) => STATE.visible.has(place)) : DATA.shown.includes(group)));
   STATE.visible = new Set(visible.flatMap((shown, group) => (shown ? [group] : [])));
   STATE.term = Math.max(0, DATA.terms.findIndex(({ group }) => term !== null && formerly[group].includes(term)));
   if (!STATE.chosen) STATE.logarithmic = byId("logarithmic").checked = DATA.logarithmic;
+  for (const [id, scale] of Object.entries(verticalScales())) if (scales[id] !== scale) delete ZOOM[id]; // it meant other values
+}
+
+// where each figure turns logarithmic; false of a linear axis
+function verticalScales() {
+  const scale = ({ linear }) => STATE.logarithmic && linear;
+  const scales = Object.fromEntries(DATA.panels.map((panel) => [`panel-${panel.id}`, scale(panel)]));
+  return DATA.displacement ? { ...scales, displacement: scale(DATA.displacement) } : scales;
 }
 
 function takeSections(fresh) {

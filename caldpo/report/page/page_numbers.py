@@ -22,6 +22,13 @@ def plain_numbers(values: Iterable[float]) -> list[float | None]:
     return [plain_number(value) for value in values]
 
 
+def sortable(value: float | None) -> str:
+    """Write a number as JavaScript reads it; empty where there is none, or it is no number."""
+    if value is None or math.isnan(value):
+        return ""
+    return str(value) if math.isfinite(value) else "-Infinity" if value < 0 else "Infinity"
+
+
 def share_of(total: int, curves: int, least: int, most: int) -> int:
     """Split a number of points among curves, within bounds."""
     return max(least, min(most, total // max(1, curves)))

@@ -65,6 +65,8 @@ def _cells(groups: Sequence[RunGroup], column: Column) -> dict[str, Cell]:
     for label, text in cells(groups, metric, f"{BEST}{{}}", own).items():
         value = estimate(by_label[label].finals(metric.final))
         ends = None if value is None else mean_interval(value)
+        if ends and column.unit.startswith("share"):  # few seeds say little, but nothing beyond what a share can be
+            ends = (max(0.0, ends[0]), min(1.0, ends[1]))
         interval = f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
         sorts_by = None if value is None else value.mean
         found[label] = Cell(text.removeprefix(BEST), interval, sorts_by, text.startswith(BEST))
