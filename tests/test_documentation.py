@@ -264,7 +264,7 @@ def test_every_format_has_an_example_row() -> None:
         responses = [found.response] if isinstance(found, PreferencePair) else found.responses
         assert all(responses)
     (readme,) = blocks(ROOT / "README.md", "json")
-    assert [detect(json.loads(row)) for row in readme.splitlines()] == ["trl", "trl_conversational"]
+    assert [detect(json.loads(row)) for row in readme.splitlines()] == ["trl_standard", "trl_conversational"]
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
