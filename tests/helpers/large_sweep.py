@@ -1,6 +1,6 @@
-"""Write a made-up sweep, to see how long its comparison takes: ``python -m tests.helpers.large_sweep FOLDER RUNS EVALUATIONS``.
+"""Write a made-up sweep, to see how long its comparison takes: not a test.
 
-Then ``time python -m caldpo.compare FOLDER``. Not a test.
+``python -m tests.helpers.large_sweep FOLDER RUNS EVALUATIONS``, then ``time python -m caldpo.compare FOLDER``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -396,7 +397,8 @@ def test_only_this_machine_is_listened_to(tmp_path):
 def started(*arguments: object) -> tuple[subprocess.Popen[str], str]:
     """The command in a process of its own, once it has said where it serves."""
     command = [sys.executable, "-m", "caldpo.compare", *map(str, arguments), "watch=true"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where tests run in the background
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout is not None
     return process, process.stdout.readline()
 
