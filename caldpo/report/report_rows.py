@@ -18,7 +18,8 @@ def fact_rows(groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
     """Return what was compared, by name, of ``groups`` with those that did not finish."""
     finished = facts.finished_runs(groups)
     total = sum(len(group.runs) for group in groups)
-    data = {key: value for key, value in facts.shared_facts(finished, "data").items() if key.count(".") <= 1}
+    counts = facts.shared_facts(finished, "data")
+    data = {key: value for key, value in counts.items() if key.count(".") <= 1 and value != "0"}  # most count faults
     betas = {beta for run in finished if (beta := run.reward_beta) is not None}
     rows = {
         "data": facts.choice(finished, "data"),
