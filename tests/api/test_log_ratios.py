@@ -45,7 +45,10 @@ def test_they_are_those_of_plain_forward_passes(folder: Path) -> None:
     policy.save_pretrained("policy")
     tokenizer.save_pretrained("policy")
     Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    for given in (pd.DataFrame(pairs), "some.jsonl", ["some.jsonl"]):
+    table = pd.DataFrame(pairs)
+    indexed = [table.set_index("prompt"), table.set_index(["prompt", "chosen"]), table.set_index(table.index + 7)]
+    indexed.append(table.set_index(["prompt", table.index]))  # one level with a name
+    for given in (table, *indexed, "some.jsonl", ["some.jsonl"]):
         pd.testing.assert_frame_equal(caldpo.log_ratios("policy", reference, given, batch_size=4), frame)
     assert not Path("outputs").exists(), "nothing is written"
 
@@ -67,8 +70,20 @@ def test_truncation_is_asked_for_and_said(folder: Path, capsys: pytest.CaptureFi
 def test_every_row_counts(folder: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained("tokenizer"), tiny_model()
     bad = [*rows()[:2], {"prompt": "w1", "chosen": "w2"}, {"prompt": "w1", "chosen": 3, "rejected": "w2"}]
-    with refused("2 of 4 rows", key="pairs"):
+    with refused("2 of 4 rows", "pairs[2]:", "pairs[3]:", key="pairs") as caught:
         caldpo.log_ratios(model, model, bad, tokenizer=tokenizer)
+    assert "jsonl" not in str(caught.value), "the file that the rows pass through is deleted"
+    with refused("1 of 3 rows", "pairs[2]:", key="pairs"):
+        caldpo.tokenize(pd.DataFrame(bad[:3]), tokenizer)
+    Path("bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
+    with refused("2 of 4 rows", "bad.jsonl:3:", key="pairs"):
+        caldpo.tokenize("bad.jsonl", tokenizer)
+    assert [pair.origin for pair in caldpo.tokenize(bad[:2], tokenizer)] == ["pairs[0]", "pairs[1]"]
+    with refused("columns", key="pairs"):  # of a table, not of a row
+        caldpo.tokenize(pd.DataFrame({"text": ["a"], "other": ["b"]}), tokenizer)
+    several = [{"prompt": "w1", "responses": ["w2", "w3", "w4"], "scores": [1, 2, "x"]}]
+    with refused("pairs[0]", key="pairs"):
+        caldpo.tokenize(several, tokenizer)
     with refused(key="tokenizer", remedy="tokenizer="):
         caldpo.log_ratios(model, model, rows())
     with refused(key="reference"):
