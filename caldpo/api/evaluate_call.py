@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,8 @@ def evaluate(
     if reference is not None:
         chosen["reference.path"] = reference_name(reference, tokenizer, cache)
     if suites is not None:
-        chosen["suite"] = [suites] if isinstance(suites, str) else list(suites)
+        several = isinstance(suites, Iterable) and not isinstance(suites, str)
+        chosen["suite"] = list(suites) if several else [suites]
     texts = [override(key, value) for key, value in {**chosen, **plain_settings(settings)}.items()]
     texts = with_default_suites(texts, False, None if config_dir is None else str(config_dir))
     cfg = composed("evaluate", texts, _SETTINGS, check_evaluation, extra=own)

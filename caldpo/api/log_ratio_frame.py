@@ -10,6 +10,8 @@ from caldpo.api.given_model import Model, Tokenizer, own_tokenizer, read_model, 
 from caldpo.api.given_pairs import Pairs
 from caldpo.api.tokenized_rows import tokenized_rows
 from caldpo.api.trained_run import Run
+from caldpo.config.bounds import PositiveInt
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SIDES = ("chosen", "rejected")
 
 
+@validated
 def log_ratios(
     policy: Model | Run,
     reference: Model | Run | None,
@@ -32,7 +35,7 @@ def log_ratios(
     tokenizer: Tokenizer | None = None,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: PositiveInt = 16,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> pd.DataFrame:
     """Compute the log-probs of preference pairs by two models, and their log-ratios, in nats.
@@ -65,8 +68,6 @@ def log_ratios(
     from caldpo.models.model_probes import require_valid_logprobs
     from caldpo.reference.reference_load import check_vocabulary
 
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise CaldpoError("is no number of responses", key="batch_size", value=batch_size, remedy="give 1 or more")
     place = find_device(device)
     policy = run_or_model(policy, "policy")
     reference = None if reference is None else run_or_model(reference, "reference")

@@ -11,7 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from caldpo.api.given_model import Tokenizer, read_tokenizer
 from caldpo.api.given_pairs import PAIRS, Pairs, as_files
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 _SHOWN = 10  # bad rows in an error
 
 
+@validated
 def tokenize(
     pairs: Pairs,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
@@ -34,7 +37,7 @@ def tokenize(
 
     Args:
         pairs: files, or rows in memory.
-        tokenizer: with an end token; its chat template renders conversations.
+        tokenizer: with an end token, or its folder or id; its chat template renders conversations.
         max_length: tokens of a prompt and its longer response; a longer pair is truncated. None truncates nothing.
         max_prompt_length: tokens left of the prompt of a pair that is too long; None: half of ``max_length``.
 
@@ -45,7 +48,7 @@ def tokenize(
     Raises:
         CaldpoError: naming every row that is no pair, up to ten.
     """
-    return tokenized_rows(pairs, tokenizer, max_length, max_prompt_length)[0]
+    return tokenized_rows(pairs, read_tokenizer(tokenizer), max_length, max_prompt_length)[0]
 
 
 def tokenized_rows(
