@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from caldpo.errors import CaldpoError
 from caldpo.resume.resume_command import finished_outcome
 from caldpo.run_settings import SETTINGS, find_config_problems
 
+_SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # of the environment, as Lightning's seed_everything sets them
+
 
 def run_in_process(task: Callable[[DictConfig], Any], cfg: DictConfig, folder: Path | None = None) -> tuple[Path, Any]:
-    """Run ``task(cfg)`` with Hydra's state set for it, and restored afterwards whatever happens.
+    """Run ``task(cfg)`` with Hydra's state set for it; it and the random state are restored whatever happens.
 
     Args:
         task: takes the configuration without Hydra's section.
@@ -56,4 +60,26 @@ def run_in_process(task: Callable[[DictConfig], Any], cfg: DictConfig, folder: P
         HydraConfig.instance().set_config(cfg)
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
-        return place, run_job(task, True, cfg, done=finished_outcome, reraise=True)
+        with _random_state_kept():
+            return place, run_job(task, True, cfg, done=finished_outcome, reraise=True)
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restore the caller's random state: a run seeds all of it, and a loop around it would repeat its own draws."""
+    import random
+
+    import numpy as np
+    import torch
+
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    seeds = {name: os.environ.get(name) for name in _SEEDS}
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        for name, seed in seeds.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if seed is None else {name: seed})

@@ -20,10 +20,11 @@ from caldpo.data.datamodule import PairDataModule
 from caldpo.data.pair import TokenizedPair
 from caldpo.errors import CaldpoError
 from caldpo.models.adapted_policy import base_model
-from caldpo.models.hub_model import causal_lm_skeleton
+from caldpo.models.hub_model import causal_lm_skeleton, read_vocabulary
 from caldpo.models.model_source import ModelSource
 from caldpo.models.position_limit import position_limit
 from caldpo.reference.reference_base import ReferenceSource
+from caldpo.reference.reference_load import check_tokens
 from caldpo.rollouts.rollout_base import NoRollouts
 from caldpo.rollouts.sampled_pairs import SampledPairs
 from caldpo.utils.notes import print_notes
@@ -53,8 +54,11 @@ def check_fit(
         rollouts: of the run.
 
     Raises:
-        CaldpoError: token ids beyond an embedding, or rows beyond a model's positions, with both numbers.
+        CaldpoError: token ids beyond an embedding, or rows beyond a model's positions, with both numbers; a reference
+            with another tokenizer.
     """
+    if reference is not None and reference.path is not None:
+        check_tokens(tokenizer, read_vocabulary(reference.path, key="reference.path"), reference.path)
     policy = skeleton_of(source)
     if policy is None:
         print_notes(

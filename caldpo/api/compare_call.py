@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caldpo.api.trained_run import Run
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Comparison:
         return self.folder / "report.md"
 
 
+@validated
 def compare(
     runs: Sequence[Run | str | Path] | Run | str | Path,
     folder: str | Path | None = None,
@@ -59,7 +61,7 @@ def compare(
 
     from caldpo.report.comparison import compare_runs
 
-    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    several = [runs] if isinstance(runs, Run | str | Path) or not isinstance(runs, Iterable) else list(runs)
     for number, run in enumerate(several):
         if not isinstance(run, Run | str | Path):
             remedy = "give runs, as fit returns them, or folders"

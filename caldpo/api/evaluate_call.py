@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caldpo.api.given_model import Model, Tokenizer, model_folder, tokenizer_name
+from caldpo.api.given_model import Model, Tokenizer, is_run_folder, model_folder, reference_name, tokenizer_name
 from caldpo.api.given_pairs import Pairs, as_files, pair_settings
 from caldpo.api.train_call import config_dirs
 from caldpo.api.trained_run import Run
@@ -31,7 +31,7 @@ def evaluate(
     pairs: Pairs | None = None,
     suites: str | Sequence[str] | None = None,
     *,
-    reference: Model | None = None,
+    reference: Model | Run | None = None,
     tokenizer: Tokenizer | None = None,
     settings: Mapping[str, Any] | None = None,
     config_dir: str | Path | None = None,
@@ -44,7 +44,8 @@ def evaluate(
         pairs: held-out pairs; None takes those of the run.
         suites: names of ``conf/suite``; None takes those that the run's configuration names, else ``preference`` and
             ``displacement``.
-        reference: of the log-ratios; None takes the run's own.
+        reference: of the log-ratios, one model for all, or the policy of a run; None takes the run's own. Its own
+            tokenizer, if it has one, has to give the same ids.
         tokenizer: needed with a model in memory.
         settings: any other keys of the command: ``{"max_pairs": 100, "preference.bins": 5}``.
         config_dir: a folder of yamls of your own, as ``--config-dir``.
@@ -61,11 +62,10 @@ def evaluate(
     if pairs is not None:
         chosen |= _held_out_settings(pairs, chosen.get("run"), cache, own)
     if reference is not None:
-        if not isinstance(reference, str | Path):
-            reference = model_folder(reference, tokenizer, cache, "reference")
-        chosen["reference.path"] = str(reference)
+        chosen["reference.path"] = reference_name(reference, tokenizer, cache)
     if suites is not None:
-        chosen["suite"] = [suites] if isinstance(suites, str) else list(suites)
+        several = isinstance(suites, Iterable) and not isinstance(suites, str)
+        chosen["suite"] = list(suites) if several else [suites]
     texts = [override(key, value) for key, value in {**chosen, **plain_settings(settings)}.items()]
     texts = with_default_suites(texts, False, None if config_dir is None else str(config_dir))
     cfg = composed("evaluate", texts, _SETTINGS, check_evaluation, extra=own)
@@ -91,9 +91,8 @@ def _policy_settings(policy: Model | Run, tokenizer: Tokenizer | None, cache: Pa
         return {"run": str(policy.folder), "allow_untrusted_code": policy.allow_untrusted_code}
     if not isinstance(policy, str | Path):
         return {"model.path": model_folder(policy, tokenizer, cache, "policy")}
-    folder = Path(policy).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():  # which the hub's format has, and no run
-        return {"run": str(folder)}
+    if is_run_folder(policy):
+        return {"run": str(Path(policy).expanduser())}
     settings = {"model.path": str(policy)}
     if tokenizer is not None:
         settings["model.tokenizer"] = tokenizer_name(tokenizer, cache)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from caldpo.api.given_model import Model, Tokenizer, model_settings
 from caldpo.api.given_pairs import Pairs, pair_settings
 from caldpo.api.loss_by_name import loss_option
-from caldpo.api.train_call import config_dirs, train
+from caldpo.api.train_call import config_dirs, run_folder, train
 from caldpo.api.trained_run import Run
 from caldpo.config.cache_dirs import CACHE
 from caldpo.config.overrides import override, plain_settings
@@ -73,7 +73,7 @@ def fit(
         chosen |= {"loss": name, "seed": seed, **_QUIET}
         chosen |= {} if lr is None else {"optim.lr": lr}
         chosen |= {} if max_steps is None else {"trainer.max_steps": max_steps}
-        chosen |= {} if folder is None else {"hydra.run.dir": str(Path(folder).expanduser().absolute())}
+        chosen |= {} if folder is None else {"hydra.run.dir": str(run_folder(folder))}
         overrides = [override(key, value) for key, value in {**chosen, **given}.items()]
         expanded = with_run_overrides(overrides)
         cfg = composed("train", expanded, SETTINGS, find_config_problems, extra=[*own, *folders])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,7 +56,6 @@ def model_folder(model: PreTrainedModel, tokenizer: Tokenizer | None, cache: Pat
     from transformers import PreTrainedModel
 
     from caldpo.data.token_cache import tokenizer_digest
-    from caldpo.models.hub_model import load_tokenizer
     from caldpo.reference.fingerprint import model_configuration, weights_digest
     from caldpo.utils.digests import json_digest
     from caldpo.utils.folder_cache import cached_folder
@@ -73,8 +73,7 @@ def model_folder(model: PreTrainedModel, tokenizer: Tokenizer | None, cache: Pat
             key="tokenizer",
             remedy="give tokenizer=AutoTokenizer.from_pretrained(...), or its folder",
         )
-    if isinstance(tokenizer, str | Path):
-        tokenizer = load_tokenizer(str(tokenizer), key="tokenizer")
+    tokenizer = read_tokenizer(tokenizer)
     generation = model.generation_config.to_dict() if model.can_generate() else {}
     facts = [weights_digest(model), model_configuration(model), generation, tokenizer_digest(tokenizer)]
 
@@ -86,31 +85,83 @@ def model_folder(model: PreTrainedModel, tokenizer: Tokenizer | None, cache: Pat
     return str(cached_folder(cache / MODELS, name, write, key=key))
 
 
-def read_model(
-    model: Model | Run, tokenizer: Tokenizer | None, key: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Load a model to compute with, and its tokenizer, if it brings one; one in memory stays as it is.
+def run_or_model(model: Model | Run, key: str) -> Model | Run:
+    """Return the run of a folder that holds one, and a model as it was given; ``key`` is the argument's.
 
     Raises:
-        CaldpoError: it is of no known kind, or cannot be loaded.
+        CaldpoError: it is of no known kind.
     """
     from torch import nn
 
-    from caldpo.models.hub_model import load_causal_lm, load_tokenizer
-
-    given = load_tokenizer(str(tokenizer), key="tokenizer") if isinstance(tokenizer, str | Path) else tokenizer
-    if isinstance(model, Run):
-        return model.policy, model.tokenizer if given is None else given
     if isinstance(model, str | Path):
-        loaded = load_causal_lm(str(model), key=key, dtype="auto").eval()
-        return loaded, load_tokenizer(str(model), key=key) if given is None else given
-    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        return Run(Path(model)) if is_run_folder(model) else model
+    if not (isinstance(model, Run) or (isinstance(model, nn.Module) and hasattr(model, "config"))):
         raise CaldpoError(
             f"is a {type(model).__name__}",
             key=key,
             remedy="give a caldpo.Run, a folder, the id of a model of the hub, or a model of transformers",
         )
-    return model, given  # a model of PEFT does as well
+    return model  # a model of PEFT does as well
+
+
+def reference_name(reference: Model | Run, tokenizer: Tokenizer | None, cache: Path) -> str:
+    """Return the name of a reference: of a run the folder of its policy, of a model in memory that it is written to."""
+    given = run_or_model(reference, "reference")
+    if isinstance(given, str | Path):
+        return str(given)
+    if not isinstance(given, Run):
+        return model_folder(given, tokenizer, cache, "reference")
+    saved = given.folder / "policy"
+    has_model = (saved / "config.json").is_file()  # else it is an adapter, or only checkpoints are left
+    return str(saved) if has_model else model_folder(given.policy, given.tokenizer, cache, "reference")
+
+
+def is_run_folder(name: str | Path) -> bool:
+    """Tell whether a name is that of a folder of runs, and of no model in the hub's format, nor on the hub."""
+    folder = Path(name).expanduser()
+    return folder.is_dir() and not (folder / "config.json").is_file()  # which the hub's format has, and no run
+
+
+def own_tokenizer(model: Model | Run, key: str) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a run, or the one that lies with a model; None where there is none."""
+    from caldpo.models.hub_files import has_tokenizer
+    from caldpo.models.hub_model import load_tokenizer
+
+    if isinstance(model, Run):
+        return model.tokenizer
+    lies_there = isinstance(model, str | Path) and has_tokenizer(str(model))
+    return load_tokenizer(str(model), key=key) if lies_there else None
+
+
+def read_model(model: Any, key: str) -> PreTrainedModel:
+    """Load what :func:`run_or_model` returned, to compute with; a model in memory stays as it is."""
+    from caldpo.models.hub_model import load_causal_lm
+
+    if isinstance(model, Run):
+        return model.policy
+    return load_causal_lm(str(model), key=key, dtype="auto").eval() if isinstance(model, str | Path) else model
+
+
+def read_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; one in memory stays as it is.
+
+    Raises:
+        CaldpoError: it is of no known kind, or cannot be loaded.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    from caldpo.models.hub_model import load_tokenizer
+
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(str(tokenizer), key="tokenizer")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise CaldpoError(
+            f"is a {type(tokenizer).__name__}, which is no tokenizer of transformers",
+            key="tokenizer",
+            value=reprlib.repr(tokenizer),
+            remedy="give AutoTokenizer.from_pretrained(...), or the folder or id of the hub that it is loaded from",
+        )
+    return tokenizer
 
 
 def tokenizer_name(tokenizer: Tokenizer, cache: Path) -> str:
@@ -120,5 +171,6 @@ def tokenizer_name(tokenizer: Tokenizer, cache: Path) -> str:
     from caldpo.data.token_cache import tokenizer_digest
     from caldpo.utils.folder_cache import cached_folder
 
+    tokenizer = read_tokenizer(tokenizer)
     name = f"tokenizer-{tokenizer_digest(tokenizer)[:16]}"
     return str(cached_folder(cache / MODELS, name, tokenizer.save_pretrained, key="tokenizer"))

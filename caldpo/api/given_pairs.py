@@ -112,6 +112,8 @@ def _write(pairs: Any, folder: Path, name: str) -> Path:
         raise CaldpoError(f"is a {kind.__name__}", key=name, remedy=remedy)
     if not len(pairs):
         raise CaldpoError("holds no rows", key=name, remedy=f"give {_KINDS}")
+    if library == "pandas.DataFrame":
+        pairs = _without_index(pairs, name)
     file = folder / "rows.parquet"
     import pyarrow
 
@@ -124,6 +126,18 @@ def _write(pairs: Any, folder: Path, name: str) -> Path:
             remedy="give each column values of one type, or a list of dicts",
         ) from error
     return file
+
+
+def _without_index(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Turn an index with a name, as ``set_index`` makes of a column, back into the column; one without is left out."""
+    named = [level for level in frame.index.names if level is not None]
+    if taken := [level for level in named if level in frame.columns]:
+        raise CaldpoError(
+            f"{taken[0]!r} is the name of its index and of a column",
+            key=name,
+            remedy="give frame.reset_index(drop=True), which leaves out the index, or rename one of them",
+        )
+    return frame.reset_index(named) if named else frame
 
 
 def _write_rows(rows: Sequence[Any], file: Path, name: str) -> Path:

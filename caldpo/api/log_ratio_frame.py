@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from caldpo.api.given_model import Model, Tokenizer, read_model
+from caldpo.api.given_model import Model, Tokenizer, own_tokenizer, read_model, read_tokenizer, run_or_model
 from caldpo.api.given_pairs import Pairs
 from caldpo.api.tokenized_rows import tokenized_rows
 from caldpo.api.trained_run import Run
+from caldpo.config.bounds import PositiveInt
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SIDES = ("chosen", "rejected")
 
 
+@validated
 def log_ratios(
     policy: Model | Run,
     reference: Model | Run | None,
@@ -32,14 +35,15 @@ def log_ratios(
     tokenizer: Tokenizer | None = None,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: PositiveInt = 16,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> pd.DataFrame:
     """Compute the log-probs of preference pairs by two models, and their log-ratios, in nats.
 
     Args:
-        policy: a run, a folder, the id of a model of the hub, or a model in memory.
-        reference: likewise; None takes the reference of the policy's run.
+        policy: a run or its folder, a folder in the hub's format, the id of a model of the hub, or a model in memory.
+        reference: likewise; None takes the reference of the policy's run. Its own tokenizer, if it has one, has to give
+            the same ids.
         pairs: files, or rows in memory.
         tokenizer: of both models; None takes that of the run or folder.
         max_length: tokens of a prompt and its longer response; a longer pair is truncated. None truncates nothing.
@@ -64,21 +68,16 @@ def log_ratios(
     from caldpo.models.model_probes import require_valid_logprobs
     from caldpo.reference.reference_load import check_vocabulary
 
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise CaldpoError("is no number of responses", key="batch_size", value=batch_size, remedy="give 1 or more")
     place = find_device(device)
-    model, known = read_model(policy, tokenizer, "policy")
-    if reference is None:
-        if not isinstance(policy, Run):
-            raise CaldpoError("is needed, since the policy is no run", key="reference", remedy="name a model or folder")
-        other = policy.reference
-    else:
-        other, of_reference = read_model(reference, tokenizer, "reference")
-        known = of_reference if known is None else known
-    if known is None:
-        raise CaldpoError("neither model brings one", key="tokenizer", remedy="give tokenizer=")
-    check_vocabulary("the given one", other, model)
+    policy = run_or_model(policy, "policy")
+    reference = None if reference is None else run_or_model(reference, "reference")
+    if reference is None and not isinstance(policy, Run):
+        raise CaldpoError("is needed, since the policy is no run", key="reference", remedy="name a model or folder")
+    known = _tokenizer_of(policy, reference, tokenizer)
     tokens, texts = tokenized_rows(pairs, known, max_length, max_prompt_length)
+    model = read_model(policy, "policy")
+    other = policy.reference if isinstance(policy, Run) and reference is None else read_model(reference, "reference")
+    check_vocabulary("the given one", other, model)
     longest = max(len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in tokens)
     logps = {}
     for role, scored in (("policy", model), ("reference", other)):
@@ -92,6 +91,23 @@ def log_ratios(
     columns |= {f"{side}_log_ratio": ratios[i] for i, side in enumerate(SIDES)}
     columns |= {f"{side}_tokens": lengths[i] for i, side in enumerate(SIDES)}
     return pd.DataFrame(columns | {name: [getattr(pair, name) for pair in texts] for name in ("prompt", *SIDES)})
+
+
+def _tokenizer_of(
+    policy: Model | Run, reference: Model | Run | None, given: Tokenizer | None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of both models, and refuse a reference that brings another; no weights load."""
+    from caldpo.reference.reference_load import check_tokens
+
+    known = own_tokenizer(policy, "policy") if given is None else read_tokenizer(given)
+    theirs = None if reference is None else own_tokenizer(reference, "reference")
+    known = theirs if known is None else known
+    if known is None:
+        raise CaldpoError("neither model brings one", key="tokenizer", remedy="give tokenizer=")
+    if theirs is not None:
+        named = reference.folder if isinstance(reference, Run) else str(reference)
+        check_tokens(known, theirs.get_vocab(), named, key="reference")
+    return known
 
 
 @contextlib.contextmanager

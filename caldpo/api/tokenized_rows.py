@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from caldpo.api.given_pairs import Pairs, as_files
+from caldpo.api.given_model import Tokenizer, read_tokenizer
+from caldpo.api.given_pairs import PAIRS, Pairs, as_files
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 
 if TYPE_CHECKING:
@@ -20,9 +25,10 @@ if TYPE_CHECKING:
 _SHOWN = 10  # bad rows in an error
 
 
+@validated
 def tokenize(
     pairs: Pairs,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
@@ -31,7 +37,7 @@ def tokenize(
 
     Args:
         pairs: files, or rows in memory.
-        tokenizer: with an end token; its chat template renders conversations.
+        tokenizer: with an end token, or its folder or id; its chat template renders conversations.
         max_length: tokens of a prompt and its longer response; a longer pair is truncated. None truncates nothing.
         max_prompt_length: tokens left of the prompt of a pair that is too long; None: half of ``max_length``.
 
@@ -42,7 +48,7 @@ def tokenize(
     Raises:
         CaldpoError: naming every row that is no pair, up to ten.
     """
-    return tokenized_rows(pairs, tokenizer, max_length, max_prompt_length)[0]
+    return tokenized_rows(pairs, read_tokenizer(tokenizer), max_length, max_prompt_length)[0]
 
 
 def tokenized_rows(
@@ -72,29 +78,38 @@ def tokenized_rows(
     seen = DegeneracyCheck(find_repeats=False)  # every row is wanted, also twice
     with TemporaryDirectory(prefix="caldpo-pairs-") as folder:
         files = as_files(pairs, Path(folder), "pairs")
-        for file in [files] if isinstance(files, str) else files:
-            try:
+        given = partial(_given_rows, folder)
+        try:
+            for file in [files] if isinstance(files, str) else files:
                 _, report = load_pairs(
                     source, file, on_degenerate="keep", on_reversed_scores="keep", degenerate=seen, writer=writer
                 )
-            except CaldpoError as error:  # the key is the file's name, which of rows in memory nobody knows
-                key = "pairs" if folder in (error.key or "") else error.key
-                raise CaldpoError(error.message, key=key, remedy=error.remedy) from error
-            bad += report.rejections
-        stored = writer.pairs()
-        split = tokenize_pairs(
-            stored,
-            tokenizer,
-            max_length=longest,
-            max_prompt_length=prompt_room,
-            on_degenerate="keep",
-            console=Console(quiet=True),
-        )
-    _require_all([*bad, *split.rejections], len(stored) + len(bad))
+                bad += report.rejections
+            stored = writer.pairs()
+            split = tokenize_pairs(
+                stored,
+                tokenizer,
+                max_length=longest,
+                max_prompt_length=prompt_room,
+                on_degenerate="keep",
+                console=Console(quiet=True),
+            )
+        except CaldpoError as error:
+            key = error.key and given(error.key)
+            raise CaldpoError(given(error.message), key=key, value=error.value, remedy=error.remedy) from error
+    rows = len(stored) + len(bad)
+    _require_all([replace(row, origin=given(row.origin)) for row in (*bad, *split.rejections)], rows)
     counts = split.counts
     if cut := counts.prompts_truncated + counts.chosen_truncated + counts.rejected_truncated:
         print_notes([f"max_length={max_length}: {cut:,} prompts and responses of {3 * len(stored):,} are truncated"])
-    return list(split.pairs), list(split.sources)
+    tokens = [replace(pair, origin=given(pair.origin)) for pair in split.pairs]
+    return tokens, [replace(pair, origin=given(pair.origin)) for pair in split.sources]
+
+
+def _given_rows(folder: str, text: str) -> str:
+    """Name rows in memory by their number, ``pairs[3]``, where a text names the file below ``folder`` with them."""
+    file = rf"{re.escape(folder)}/{PAIRS}/\w+\.(?:jsonl|parquet)"  # whose lines count from 1, and rows from 0
+    return re.sub(rf"{file}(?::(\d+))?", lambda place: f"pairs[{int(place[1]) - 1}]" if place[1] else "pairs", text)
 
 
 def _require_all(bad: Sequence[Rejection], rows: int) -> None:

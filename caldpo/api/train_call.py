@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from caldpo.api.trained_run import Run
 from caldpo.config.overrides import with_quoted_paths
 from caldpo.config.preflight import composed
+from caldpo.config.signatures import validated
 from caldpo.errors import CaldpoError
 from caldpo.in_process_run import run_in_process
 from caldpo.resume.resume_command import with_run_overrides
@@ -28,9 +29,11 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     Raises:
         CaldpoError: all that is wrong with the overrides.
     """
-    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+    listed = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not listed or not all(isinstance(override, str) for override in overrides):
         raise CaldpoError(
             f"{overrides!r} is no list of overrides, each a text as on the command line",
+            key="overrides",
             remedy='write compose(["loss=dpo", "seed=1"])',
         )
     expanded = with_run_overrides(with_quoted_paths(list(overrides)))
@@ -47,10 +50,17 @@ def train(cfg: DictConfig, folder: str | Path | None = None) -> Run:
     Raises:
         CaldpoError: something that can be mended, as by the command.
     """
-    place, _ = run_in_process(_run, cfg, None if folder is None else Path(folder).expanduser().absolute())
+    place, _ = run_in_process(_run, cfg, run_folder(folder))
     return Run(place, allow_untrusted_code=True)  # whatever it names was built in this process
 
 
+@validated
+def run_folder(folder: str | Path | None) -> Path | None:
+    """Return the whole path of the folder that a call names for its run."""
+    return None if folder is None else Path(folder).expanduser().absolute()
+
+
+@validated
 def config_dirs(config_dir: str | Path | None) -> tuple[Path, ...]:
     """Look for a folder of own yamls."""
     if config_dir is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caldpo.config.find_runs import find_one_run
+from caldpo.config.signatures import validated
 from caldpo.config.summary_file import read_summary
 from caldpo.errors import CaldpoError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from caldpo.evaluation.evaluation_target import Target
 
 
+@validated
 @dataclass(frozen=True)
 class Run:
     """A training run by its folder, finished or not.

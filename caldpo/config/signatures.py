@@ -246,12 +246,12 @@ def resolved_hints(annotated: Any) -> dict[str, Any]:
     """Resolve the annotations of a function or class, without those whose names cannot be."""
     try:
         return get_type_hints(annotated, include_extras=True)
-    except NameError:  # a name imported only for type checkers
+    except (NameError, TypeError):  # a name imported only for type checkers, and a union with such a name as text
         scope = getattr(inspect.unwrap(annotated), "__globals__", None) or vars(inspect.getmodule(annotated))
         hints = {}
         for name, annotation in inspect.get_annotations(annotated).items():
             try:
                 hints[name] = eval(annotation, scope) if isinstance(annotation, str) else annotation
-            except NameError:
+            except (NameError, TypeError):
                 continue
         return hints

@@ -7,9 +7,11 @@ about (a tensor, a model) stands for an object that code supplies, and any value
 from __future__ import annotations
 
 import functools
+import os
 import types
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError, WithJsonSchema
@@ -41,7 +43,7 @@ def is_config_type(annotation: Any) -> bool:
     if origin is Annotated:
         return is_config_type(get_args(annotation)[0])
     return (
-        annotation in (bool, int, float, str, None, type(None), *_CONTAINERS)
+        annotation in (bool, int, float, str, None, type(None), Path, *_CONTAINERS)
         or is_section(annotation)
         or origin in (Literal, *_CONTAINERS)
     )
@@ -61,7 +63,8 @@ def problem(annotation: Any, value: Any) -> str | None:
     """Explain why ``value`` does not fit, as ``must be ...``; None when it fits."""
     if _fits(annotation, value):
         return None
-    quoting = "; quote it to make it text" if _fits(annotation, str(value)) else ""
+    from_python = Path in _members(annotation)  # where nothing is unquoted
+    quoting = "; quote it to make it text" if not from_python and _fits(annotation, str(value)) else ""
     return f"must be {describe(annotation)}{quoting or _near_choice(annotation, value)}"
 
 
@@ -117,6 +120,8 @@ def _strict(annotation: Any) -> Any:
         return Annotated[annotation, Strict()]
     if annotation in (None, type(None), *_CONTAINERS):
         return annotation
+    if annotation is Path:
+        return Annotated[Any, BeforeValidator(_path), WithJsonSchema({"description": "a path"})]
     if isinstance(annotation, type) and issubclass(annotation, Section):
         words = f"a section of its own keys ({annotation.__name__})"
         return Annotated[Any, BeforeValidator(_section), WithJsonSchema({"description": words})]
@@ -134,6 +139,12 @@ def _strict(annotation: Any) -> Any:
 def _section(value: Any) -> Any:
     if not isinstance(value, Mapping) or "_target_" not in value:
         raise ValueError("no section")
+    return value
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError("no path")
     return value
 
 

@@ -179,7 +179,7 @@ class EvaluatedPolicy:
                 remedy="name the model that training started from: reference.path=ID_OR_FOLDER",
             )
         if self.cache.reference is not None:
-            require_vocabulary(self.cache.reference, self.source)
+            require_vocabulary(self.cache.reference, self.source, self.tokenizer)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.checkpointing.best_checkpoint import find_best
 from caldpo.checkpointing.checkpoint_io import load_into_policy, policy_weights
@@ -19,9 +19,9 @@ from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluation_target import Target
 from caldpo.model_data_checks import skeleton_of
 from caldpo.models.adapters import AdapterSource
-from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm
+from caldpo.models.hub_model import causal_lm_skeleton, load_causal_lm, read_vocabulary
 from caldpo.models.model_source import ModelSource, floating_dtype
-from caldpo.reference.reference_load import check_vocabulary, freeze
+from caldpo.reference.reference_load import check_tokens, check_vocabulary, freeze
 from caldpo.utils.digests import known_digest
 from caldpo.utils.notes import print_notes
 
@@ -107,8 +107,9 @@ def load_weights(weights: Weights, source: ModelSource, adapter: AdapterSource, 
         raise CaldpoError(f"these weights cannot be loaded: {reason}", key=str(weights.path or target.name)) from error
 
 
-def require_vocabulary(path: str, source: ModelSource) -> None:
+def require_vocabulary(path: str, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a reference that does not exist or has another vocabulary than the policy; no weights load."""
+    check_tokens(tokenizer, read_vocabulary(path, key=REFERENCE_KEY), path)
     with torch.device("meta"):
         reference = causal_lm_skeleton(path, key=REFERENCE_KEY)
     policy = skeleton_of(source)

@@ -43,6 +43,8 @@ def generate(cfg: DictConfig) -> None:
     print_policy(console, target.name)
     policy = EvaluatedPolicy(target, EvaluationCache(settings, cfg.reference.path))
     compare = settings.compare and policy.reference_identity is not None
+    if compare:
+        policy.require_reference("generate")
     if settings.chat:
         converse(policy, settings, console, compare=compare)
     else:

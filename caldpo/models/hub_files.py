@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from caldpo.errors import CaldpoError
 from caldpo.models.weight_files import INDEX, StoredTensor, check_weight_files
+from caldpo.utils.file_names import TOKENIZER_FILES
 from caldpo.utils.hub_access import cache_only, require_access
 
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json")  # in auto_map
@@ -55,6 +56,11 @@ def announce_code(path: str, revision: str | None) -> None:
     Console(stderr=True).print(
         f"trust_remote_code: {subject}{at}{listed}", style="yellow", highlight=False, markup=False, soft_wrap=True
     )
+
+
+def has_tokenizer(path: str, revision: str | None = None) -> bool:
+    """Tell whether a tokenizer lies with the weights."""
+    return any(_file(path, name, revision) is not None for name in TOKENIZER_FILES)
 
 
 def require_safe(path: str, *, key: str, revision: str | None = None, trusted: bool = False) -> None:

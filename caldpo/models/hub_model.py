@@ -21,7 +21,7 @@ from caldpo.errors import CaldpoError
 from caldpo.models.architecture import NEEDS_GPU, choose_attention, require_decoder
 from caldpo.models.generation_settings import errors_only, format_settings, readable_settings
 from caldpo.models.gradient_checkpointing import Checkpointing
-from caldpo.models.hub_files import announce_code, code_files, commit_of, require_safe, stored_tensors
+from caldpo.models.hub_files import announce_code, code_files, commit_of, has_tokenizer, require_safe, stored_tensors
 from caldpo.models.load_report import (
     attention_error,
     delayed_progress_bars,
@@ -233,18 +233,7 @@ def load_tokenizer(
     path: str, *, key: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer of the hub or a folder, with a padding token (any: masks never read it)."""
-    require_access(path, revision, key=key)
-    if trust_remote_code:
-        announce_code(path, revision)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path,
-            revision=revision or "main",
-            local_files_only=cache_only(path, revision),
-            trust_remote_code=trust_remote_code,
-        )
-    except Exception as error:  # the library behind it raises plain ones
-        raise load_error("tokenizer", path, key, error) from error
+    tokenizer = _read_tokenizer(path, key, revision, trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise CaldpoError(
             "the tokenizer has no EOS token, so that responses could not end",
@@ -254,6 +243,27 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_vocabulary(path: str, *, key: str) -> dict[str, int] | None:
+    """Read the token ids of the tokenizer that lies with a model; None where its weights lie alone."""
+    return _read_tokenizer(path, key, None, False).get_vocab() if has_tokenizer(path) else None
+
+
+def _read_tokenizer(path: str, key: str, revision: str | None, trusted: bool) -> PreTrainedTokenizerBase:
+    require_access(path, revision, key=key)
+    if trusted:
+        announce_code(path, revision)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path,
+            revision=revision or "main",
+            local_files_only=cache_only(path, revision),
+            trust_remote_code=trusted,
+        )
+    except Exception as error:  # the library behind it raises plain ones
+        raise load_error("tokenizer", path, key, error) from error
     return tokenizer
 
 

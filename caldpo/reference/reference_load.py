@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.errors import CaldpoError
 from caldpo.logprobs.layout import choose_layout
@@ -52,6 +55,44 @@ def check_vocabulary(path: str, reference: PreTrainedModel, policy: PreTrainedMo
             key="reference.path",
             value=path,
             remedy="name a reference with the policy's tokenizer",
+        )
+
+
+def check_tokens(
+    policy: PreTrainedTokenizerBase,
+    reference: Mapping[str, int] | None,
+    path: str | Path,
+    *,
+    key: str = "reference.path",
+) -> None:
+    """Refuse a reference to which an id means another token than to the policy.
+
+    Tokens that only one of them has, at ids that the other does not use, are no difference: they were added.
+
+    Args:
+        policy: the tokenizer of the pairs.
+        reference: ids of the tokens of the reference's own tokenizer; None where it has none.
+        path: of the reference.
+        key: what names it.
+
+    Raises:
+        CaldpoError: before weights load.
+    """
+    known = policy.get_vocab()
+    if reference is None or reference == known:
+        return
+    tokens = {number: token for token, number in reference.items()}
+    other = [i for token, i in known.items() if (reference[token] != i if token in reference else i in tokens)]
+    if other:
+        first = min(other)
+        theirs = f"the token {tokens[first]!r}" if first in tokens else "no token"
+        raise CaldpoError(
+            f"its tokenizer is another than the policy's: {len(other):,} of {len(known):,} tokens differ, first id"
+            f" {first:,}, which is {policy.convert_ids_to_tokens(first)!r} to the policy and {theirs} to the reference",
+            key=key,
+            value=path,
+            remedy="name a reference with the policy's tokenizer; if it was trained with these ids all the same, a copy"
+            " of its folder without tokenizer files",
         )
 
 

@@ -177,6 +177,11 @@ def test_a_loss_that_cannot_be_built_is_refused(loss: Any, facts: dict[str, Any]
         ([{"prompt": "a", "chosen": {1, 2}}], "pairs[0]", ("set",)),
         ([{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": float("nan")}], "pairs[0]", ("finite",)),
         (pd.DataFrame({"prompt": ["a", 1]}), "pairs", ("table",)),
+        (
+            pd.DataFrame({"prompt": ["a"]}).set_index("prompt", drop=False),
+            "pairs",
+            ("prompt", "reset_index(drop=True)"),
+        ),
         ("nowhere.jsonl", "data.train", ("nowhere.jsonl",)),
     ],
 )

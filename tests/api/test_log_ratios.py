@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import caldpo
 from tests.api.test_fit import SETTINGS, rows
 from tests.helpers.messages import refused
-from tests.helpers.tiny import tiny_model
+from tests.helpers.tiny import WORDS, tiny_model, tiny_tokenizer
 
 
 def by_hand(model: Any, tokenizer: Any, prompt: str, response: str) -> float:
@@ -45,7 +45,10 @@ def test_they_are_those_of_plain_forward_passes(folder: Path) -> None:
     policy.save_pretrained("policy")
     tokenizer.save_pretrained("policy")
     Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    for given in (pd.DataFrame(pairs), "some.jsonl", ["some.jsonl"]):
+    table = pd.DataFrame(pairs)
+    indexed = [table.set_index("prompt"), table.set_index(["prompt", "chosen"]), table.set_index(table.index + 7)]
+    indexed.append(table.set_index(["prompt", table.index]))  # one level with a name
+    for given in (table, *indexed, "some.jsonl", ["some.jsonl"]):
         pd.testing.assert_frame_equal(caldpo.log_ratios("policy", reference, given, batch_size=4), frame)
     assert not Path("outputs").exists(), "nothing is written"
 
@@ -67,8 +70,20 @@ def test_truncation_is_asked_for_and_said(folder: Path, capsys: pytest.CaptureFi
 def test_every_row_counts(folder: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained("tokenizer"), tiny_model()
     bad = [*rows()[:2], {"prompt": "w1", "chosen": "w2"}, {"prompt": "w1", "chosen": 3, "rejected": "w2"}]
-    with refused("2 of 4 rows", key="pairs"):
+    with refused("2 of 4 rows", "pairs[2]:", "pairs[3]:", key="pairs") as caught:
         caldpo.log_ratios(model, model, bad, tokenizer=tokenizer)
+    assert "jsonl" not in str(caught.value), "the file that the rows pass through is deleted"
+    with refused("1 of 3 rows", "pairs[2]:", key="pairs"):
+        caldpo.tokenize(pd.DataFrame(bad[:3]), tokenizer)
+    Path("bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
+    with refused("2 of 4 rows", "bad.jsonl:3:", key="pairs"):
+        caldpo.tokenize("bad.jsonl", tokenizer)
+    assert [pair.origin for pair in caldpo.tokenize(bad[:2], tokenizer)] == ["pairs[0]", "pairs[1]"]
+    with refused("columns", key="pairs"):  # of a table, not of a row
+        caldpo.tokenize(pd.DataFrame({"text": ["a"], "other": ["b"]}), tokenizer)
+    several = [{"prompt": "w1", "responses": ["w2", "w3", "w4"], "scores": [1, 2, "x"]}]
+    with refused("pairs[0]", key="pairs"):
+        caldpo.tokenize(several, tokenizer)
     with refused(key="tokenizer", remedy="tokenizer="):
         caldpo.log_ratios(model, model, rows())
     with refused(key="reference"):
@@ -83,6 +98,23 @@ def test_every_row_counts(folder: Path) -> None:
         caldpo.log_ratios(small, small, rows(), tokenizer=tokenizer)
 
 
+def test_a_reference_with_another_tokenizer_is_refused(folder: Path) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained("tokenizer"), tiny_model()
+    for name, words in (("model", WORDS), ("other", WORDS[::-1])):
+        model.save_pretrained(name)
+        tiny_tokenizer(words).save_pretrained(name)
+    Path("other/model.safetensors").rename("weights")  # whoever loads them fails otherwise
+    for policy, given in (("model", None), (model, tokenizer)):
+        with refused("40 of 44 tokens", "'w0'", "'w39'", key="reference", value="other", remedy="tokenizer"):
+            caldpo.log_ratios(policy, "other", rows(), tokenizer=given)
+        with refused("40 of 44 tokens", key="reference.path", value="other", remedy="tokenizer"):
+            caldpo.evaluate(policy, rows(), "preference", reference="other", tokenizer=given)
+    Path("weights").rename("other/model.safetensors")
+    for file in Path("other").glob("tokenizer*"):
+        file.unlink()
+    assert (caldpo.log_ratios("model", "other", rows())["chosen_log_ratio"] == 0).all()
+
+
 def test_a_run_is_measured_and_compared(folder: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained("tokenizer"), tiny_model()
     given: dict[str, Any] = {"tokenizer": tokenizer, "lr": 0.02, "max_steps": 2, "settings": SETTINGS}
@@ -91,6 +123,15 @@ def test_a_run_is_measured_and_compared(folder: Path) -> None:
     frame = caldpo.log_ratios(runs[0], None, rows()[16:])  # the policy and the reference of the run
     assert frame["chosen_log_ratio"].mean() == pytest.approx(runs[0].final["val/log_ratios/chosen"], abs=1e-4)
     assert frame["rejected_log_ratio"].mean() == pytest.approx(runs[0].final["val/log_ratios/rejected"], abs=1e-4)
+    pd.testing.assert_frame_equal(caldpo.log_ratios(str(runs[0].folder), None, rows()[16:]), frame)
+    of_both = caldpo.log_ratios(runs[0], str(runs[1].folder), rows()[16:])
+    assert of_both["reference_chosen"].equals(caldpo.log_ratios(runs[1], None, rows()[16:])["policy_chosen"])
+    for reference in (runs[1], str(runs[1].folder)):
+        measures = caldpo.evaluate(runs[0], rows()[16:], "preference", reference=reference).set_index("measure")
+        expected = of_both["chosen_log_ratio"].mean()
+        assert measures.loc["log_ratio_chosen", "value"] == pytest.approx(expected, abs=1e-4)
+    with refused("2 runs", key="run"):
+        caldpo.log_ratios("outputs", None, rows())
 
     measures = caldpo.evaluate(runs[0], suites="preference").set_index("measure")
     correct = frame["chosen_log_ratio"] > frame["rejected_log_ratio"]

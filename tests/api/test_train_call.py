@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -101,6 +105,34 @@ def test_what_hydra_holds_for_the_calling_program_stays(folder: Path) -> None:
             HydraConfig.instance().cfg = None
     assert not GlobalHydra.instance().is_initialized()
     assert not Path("outputs").exists()
+
+
+def test_the_callers_random_state_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop around runs draws what it would draw without them, also where a run fails."""
+
+    def drawn() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(1))]
+
+    def fails(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(5)
+    expected = [drawn(), drawn(), drawn()]
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(5)
+    cfg = caldpo.compose([*SMALL, "trainer.max_steps=1", "export=false"])
+    found = [drawn()]
+    caldpo.train(cfg)
+    found.append(drawn())
+    monkeypatch.setattr("caldpo.training_run.load_checked_policy", fails)
+    with pytest.raises(KeyboardInterrupt):
+        caldpo.train(cfg)
+    found.append(drawn())
+    assert found == expected
+    assert (os.environ["PL_GLOBAL_SEED"], "PL_SEED_WORKERS" in os.environ) == ("11", False)
 
 
 def test_the_package_imports_nothing_heavy() -> None:

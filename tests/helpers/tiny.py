@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
 VOCABULARY = len(WORDS) + len(SPECIAL)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words w0..w39; no special tokens are added by itself."""
-    core = Tokenizer(WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
+def tiny_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """Words w0..w39, or others; no special tokens are added by itself."""
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
