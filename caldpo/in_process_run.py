@@ -75,7 +75,8 @@ def _random_state_kept() -> Iterator[None]:
     of_python, of_numpy = random.getstate(), np.random.get_state()
     seeds = {name: os.environ.get(name) for name in _SEEDS}
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        used = torch.cuda.device_count() if torch.cuda.is_initialized() else 0  # else it has no state
+        with torch.random.fork_rng(devices=range(used)):
             yield
     finally:
         random.setstate(of_python)

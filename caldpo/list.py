@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +17,11 @@ def main(cfg: DictConfig) -> None:
     from caldpo.report.run_listing import list_runs  # for a good configuration
 
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    list_runs(**{key: value for key, value in settings.items() if key != "hydra"})
+    try:
+        list_runs(**{key: value for key, value in settings.items() if key != "hydra"})
+        sys.stdout.flush()
+    except BrokenPipeError:  # head, or a pager, has seen enough; Python would write what is left when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -132,3 +132,15 @@ print("HEAVY:", *[name for name in {heavy} if name in sys.modules])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY:"
+
+
+def test_a_reader_that_stops_is_no_error(tmp_path):
+    for number in range(300):
+        write_run(tmp_path / f"run{number}", rows=ROWS[:1])
+    command = [sys.executable, "-m", "caldpo.list", str(tmp_path)]
+    listing = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert listing.stdout is not None
+    listing.stdout.read(1)
+    listing.stdout.close()
+    assert listing.stderr is not None
+    assert (listing.stderr.read(), listing.wait()) == (b"", 0)
