@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.callbacks.callback_base import RunCallback
+from caldpo.callbacks.past_early_stop import PastEarlyStop
 from caldpo.callbacks.reseed import Reseed
 from caldpo.checkpointing.best_checkpoint import find_best
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
@@ -50,7 +51,7 @@ from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.reference.moving_reference import build_reference
 from caldpo.reference.reference_base import in_run_dtype, reference_context
-from caldpo.resume.extended_run import EXTENSIONS, Extension
+from caldpo.resume.extended_run import EXTENSIONS, PAST_EARLY_STOP, Extension
 from caldpo.resume.pins import RECOMPUTE_ABOVE, TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
@@ -95,7 +96,8 @@ def train_run(
         loggers = open_loggers(components, record, resume)
         plan = plan_steps(cfg, components, record, policy)
         note_extension(components, record, resume, plan, announce)
-        callbacks = [Reseed(settings.seed), *components.callbacks.values()]
+        own = [Reseed(settings.seed), *components.callbacks.values()]
+        callbacks = [*own, *past_early_stop(record, resume, announce)]
         trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation, plan.steps)
         module = build_module(components, record, resume, trainer, policy, plan, data)
         announce_training(cfg, record, module, plan, announce)
@@ -196,9 +198,23 @@ def note_extension(
     if resume.manifest is None or before is None or before >= plan.steps:
         return
     extension = Extension.of_schedule(resume.manifest.step, before, plan.steps, optim.lr, optim.schedule.factor)
-    record.note({EXTENSIONS: [*record.earlier.get(EXTENSIONS, ()), asdict(extension)]})
+    record.note({EXTENSIONS: [*record.extensions, asdict(extension)]})
     if is_first_rank():
         (announce or print)(f"note: {extension.describe()}")
+
+
+def past_early_stop(record: RunRecord, resume: ResumePoint, announce: Announce | None) -> list[pl.Callback]:
+    """Let early stopping not end a run where it was made longer, also where it begins there a second time."""
+    *others, last = record.extensions or [{}]
+    if resume.manifest is None or last.get("step") != resume.manifest.step:
+        return []
+
+    def tell() -> None:
+        record.note({EXTENSIONS: [*others, {**last, "past_early_stop": True}]})
+        if is_first_rank():
+            (announce or print)(f"note: made longer at step {last['step']:,}: {PAST_EARLY_STOP}")
+
+    return [PastEarlyStop(last["step"], tell)]
 
 
 def build_module(
