@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from caldpo.callbacks.callback_base import RunCallback
 from caldpo.callbacks.past_early_stop import PastEarlyStop
 from caldpo.callbacks.reseed import Reseed
+from caldpo.callbacks.too_few_evaluations import too_few_evaluations
 from caldpo.checkpointing.best_checkpoint import find_best
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
@@ -91,6 +92,7 @@ def train_run(
     announce_start(cfg, record, announce)
     resume = ResumePoint.find(run_dir, resumed=record.resumed)
     data = prepare_data(cfg, components, record, resume)
+    note_evaluations(components, announce)
     with closing(components), oom_explained(cfg, components):
         policy = load_checked_policy(components, data.tokenizer, settings)
         loggers = open_loggers(components, record, resume)
@@ -145,6 +147,18 @@ def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, res
     inputs = data_inputs(record.config, data, tokenizer)
     resume.require_same_inputs(inputs)  # before weights load; the others are compared when the checkpoint does
     return PreparedData(tokenizer, inputs)
+
+
+def note_evaluations(components: Components, announce: Announce | None) -> None:
+    """Print which callbacks watch a metric that is measured too rarely."""
+    trainer = components.trainer
+    if trainer.extra.dev_steps is not None or not is_first_rank():
+        return
+    plan, every = components.data.plan_by_count(**trainer.extent()), trainer.val_check_interval
+    for note in too_few_evaluations(
+        components.callbacks, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch, val_check_interval=every
+    ):
+        (announce or print)(f"note: {note}")
 
 
 def load_checked_policy(
