@@ -23,6 +23,7 @@ from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
 from caldpo.components import Components
 from caldpo.console import (
+    adapter_rate_note,
     note_rounding,
     on_one_line,
     print_clipping,
@@ -125,9 +126,13 @@ def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None
     )
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
-    note = recipe_note(choices.get("model"), cfg.model.get("path"), hydra.overrides.task, choices.get("data"))
-    if note is not None:
-        (announce or print)(note)
+    model, typed = choices.get("model"), hydra.overrides.task
+    for note in (
+        recipe_note(model, cfg.model.get("path"), typed, choices.get("data")),
+        adapter_rate_note(model, choices.get("adapter"), cfg.optim.lr, typed),
+    ):
+        if note is not None:
+            (announce or print)(note)
 
 
 def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint) -> PreparedData:
