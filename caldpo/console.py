@@ -26,6 +26,7 @@ from caldpo.utils.notes import print_notes
 from caldpo.utils.text_format import counted
 
 END_METRICS = (m.CHOSEN_LOG_RATIO, m.REJECTED_LOG_RATIO, m.REWARD_MARGIN, m.ACCURACY, m.DISPLACEMENT)
+_MOST_OF_ALL_WEIGHTS = 1e-6  # learning rates up to this are those of preference training of all weights
 _OWN_ROWS = ("lr", "schedule", "_target_")  # keys of an optimiser that have rows of their own
 
 
@@ -131,6 +132,17 @@ def recipe_note(model: str | None, path: Any, overrides: Sequence[str], data: st
     return (
         f"note: optimiser, learning rate, lengths and steps of model={model} are a recipe for {own};"
         f" model=hf model.path={path} has neutral ones for a model of your own"
+    )
+
+
+def adapter_rate_note(model: str | None, adapter: str | None, lr: float, overrides: Sequence[str]) -> str | None:
+    """Warn where an adapter is trained at the learning rate that a recipe has for all weights, and nobody typed it."""
+    typed = any(text.lstrip("+").startswith("optim.lr=") for text in overrides)
+    if adapter in (None, "none") or typed or lr > _MOST_OF_ALL_WEIGHTS:
+        return None
+    return (
+        f"note: optim.lr={lr:g} of model={model} is a rate for training all weights; adapter={adapter} mostly takes"
+        f" about ten times as much: optim.lr={10 * lr:.3g}"
     )
 
 

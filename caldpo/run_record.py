@@ -86,6 +86,11 @@ class RunRecord:
             write_json(self.run_dir / SUMMARY, known_summary(self.run_dir) | entries)
 
     @property
+    def extensions(self) -> list[dict[str, Any]]:
+        """Where the run was made longer, this start included."""
+        return [entry for entry in self._entries.get(EXTENSIONS, ()) if isinstance(entry, dict)]
+
+    @property
     def sweep_name(self) -> str | None:
         """Name of the sweep's folder, which groups its runs in a tracker; None of a single run."""
         hydra = HydraConfig.get()

@@ -15,12 +15,15 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from caldpo.callbacks.callback_base import RunCallback
+from caldpo.callbacks.past_early_stop import PastEarlyStop
 from caldpo.callbacks.reseed import Reseed
+from caldpo.callbacks.too_few_evaluations import too_few_evaluations
 from caldpo.checkpointing.best_checkpoint import find_best
 from caldpo.checkpointing.checkpoint_callback import Checkpoints
 from caldpo.checkpointing.checkpoint_plan import CheckpointPlan
 from caldpo.components import Components
 from caldpo.console import (
+    adapter_rate_note,
     note_rounding,
     on_one_line,
     print_clipping,
@@ -50,7 +53,7 @@ from caldpo.models.sampling import sampling_notes
 from caldpo.nonfinite.guard import NonFiniteGuard
 from caldpo.reference.moving_reference import build_reference
 from caldpo.reference.reference_base import in_run_dtype, reference_context
-from caldpo.resume.extended_run import EXTENSIONS, Extension
+from caldpo.resume.extended_run import EXTENSIONS, PAST_EARLY_STOP, Extension
 from caldpo.resume.pins import RECOMPUTE_ABOVE, TOKEN_BUDGET
 from caldpo.resume.resume_point import ResumePoint
 from caldpo.resume.run_inputs import data_inputs, environment, frozen_inputs, policy_inputs
@@ -90,12 +93,14 @@ def train_run(
     announce_start(cfg, record, announce)
     resume = ResumePoint.find(run_dir, resumed=record.resumed)
     data = prepare_data(cfg, components, record, resume)
+    note_evaluations(components, announce)
     with closing(components), oom_explained(cfg, components):
         policy = load_checked_policy(components, data.tokenizer, settings)
         loggers = open_loggers(components, record, resume)
         plan = plan_steps(cfg, components, record, policy)
         note_extension(components, record, resume, plan, announce)
-        callbacks = [Reseed(settings.seed), *components.callbacks.values()]
+        own = [Reseed(settings.seed), *components.callbacks.values()]
+        callbacks = [*own, *past_early_stop(record, resume, announce)]
         trainer = components.trainer.build(run_dir, loggers, callbacks, plan.accumulation, plan.steps)
         module = build_module(components, record, resume, trainer, policy, plan, data)
         announce_training(cfg, record, module, plan, announce)
@@ -121,9 +126,13 @@ def announce_start(cfg: DictConfig, record: RunRecord, announce: Announce | None
     )
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
-    note = recipe_note(choices.get("model"), cfg.model.get("path"), hydra.overrides.task, choices.get("data"))
-    if note is not None:
-        (announce or print)(note)
+    model, typed = choices.get("model"), hydra.overrides.task
+    for note in (
+        recipe_note(model, cfg.model.get("path"), typed, choices.get("data")),
+        adapter_rate_note(model, choices.get("adapter"), cfg.optim.lr, typed),
+    ):
+        if note is not None:
+            (announce or print)(note)
 
 
 def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, resume: ResumePoint) -> PreparedData:
@@ -143,6 +152,18 @@ def prepare_data(cfg: DictConfig, components: Components, record: RunRecord, res
     inputs = data_inputs(record.config, data, tokenizer)
     resume.require_same_inputs(inputs)  # before weights load; the others are compared when the checkpoint does
     return PreparedData(tokenizer, inputs)
+
+
+def note_evaluations(components: Components, announce: Announce | None) -> None:
+    """Print which callbacks watch a metric that is measured too rarely."""
+    trainer = components.trainer
+    if trainer.extra.dev_steps is not None or not is_first_rank():
+        return
+    plan, every = components.data.plan_by_count(**trainer.extent()), trainer.val_check_interval
+    for note in too_few_evaluations(
+        components.callbacks, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch, val_check_interval=every
+    ):
+        (announce or print)(f"note: {note}")
 
 
 def load_checked_policy(
@@ -196,9 +217,23 @@ def note_extension(
     if resume.manifest is None or before is None or before >= plan.steps:
         return
     extension = Extension.of_schedule(resume.manifest.step, before, plan.steps, optim.lr, optim.schedule.factor)
-    record.note({EXTENSIONS: [*record.earlier.get(EXTENSIONS, ()), asdict(extension)]})
+    record.note({EXTENSIONS: [*record.extensions, asdict(extension)]})
     if is_first_rank():
         (announce or print)(f"note: {extension.describe()}")
+
+
+def past_early_stop(record: RunRecord, resume: ResumePoint, announce: Announce | None) -> list[pl.Callback]:
+    """Let early stopping not end a run where it was made longer, also where it begins there a second time."""
+    *others, last = record.extensions or [{}]
+    if resume.manifest is None or last.get("step") != resume.manifest.step:
+        return []
+
+    def tell() -> None:
+        record.note({EXTENSIONS: [*others, {**last, "past_early_stop": True}]})
+        if is_first_rank():
+            (announce or print)(f"note: made longer at step {last['step']:,}: {PAST_EARLY_STOP}")
+
+    return [PastEarlyStop(last["step"], tell)]
 
 
 def build_module(

@@ -74,9 +74,9 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert imported_by(["--help"], REFUSED, tmp_path) == (0, [])
 
 
-@pytest.mark.parametrize("mistake", ["los=dpo", "loss.bta=0.1", "loss.beta=0.1x", "loss=dpp", "data=local"])
+@pytest.mark.parametrize("mistake", ["los=dpo", "loss.bta=0.1", "loss.beta=0.1x", "loss=dpp seed=x", "data=local"])
 def test_a_mistake_imports_nothing_heavy(mistake: str, tmp_path: Path) -> None:
-    assert imported_by([mistake], REFUSED, tmp_path) == (2, [])
+    assert imported_by(mistake.split(), REFUSED, tmp_path) == (2, [])
 
 
 def test_a_step_of_training_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from caldpo.console import print_clipping, recipe_note
+from caldpo.console import adapter_rate_note, print_clipping, recipe_note
 from caldpo.lightning_trainer import TrainerSettings
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.models.adapters import Lora
@@ -157,3 +157,11 @@ def test_it_runs_on_a_cpu_with_no_other_key(
     names(line, "zephyr", "5e-07", "linear", "30 steps")
     with Path("zephyr/metrics.csv").open(newline="") as file:
         assert next(csv.reader(file))[0] == "step"
+
+
+def test_an_adapter_at_the_learning_rate_of_all_weights_is_noted() -> None:
+    note = adapter_rate_note("zephyr", "lora", 5e-7, ["model=zephyr", "adapter=lora"])
+    names(note, "optim.lr=5e-07", "model=zephyr", "adapter=lora", "optim.lr=5e-06")
+    assert adapter_rate_note("zephyr", "none", 5e-7, []) is None
+    assert adapter_rate_note("hf", "lora", 5e-6, []) is None
+    assert adapter_rate_note("zephyr", "lora", 5e-7, ["optim.lr=5e-7"]) is None

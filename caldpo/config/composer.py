@@ -21,6 +21,8 @@ from caldpo.utils.yaml_io import SAFE_LOADER
 
 FAULTS = (HydraException, OSError, TypeError, ValueError, yaml.YAMLError)  # what Hydra lets out while composing
 _GLOBAL = re.compile(r"^# *@package +_global_", re.MULTILINE)  # of a file that sets keys of other sections
+# Of an option that sets, or chooses, more than the section of its group.
+_BEYOND = re.compile(r"^# *@package|^ *- *(?:override +)?/", re.MULTILINE)
 _NAME = re.compile(r"[\w-]+(?=\s*:)")
 
 
@@ -73,6 +75,15 @@ class Composer:
         folders = [folder / group for folder in _folders(self._loader) if folder != conf_dir()]
         files = [file for folder in folders for file in folder.glob("*.yaml")]
         return any(_GLOBAL.search(_text(file)) for file in files)
+
+    def may_depend(self, text: str, choice: str) -> bool:
+        """Tell whether the ``choice`` of an option (``loss=dpo``) may decide if the override ``text`` is a good one."""
+        key, group = (override.partition("=")[0].lstrip("+~").partition("@")[0] for override in (text, choice))
+        if "." not in key:
+            return False
+        files = [file for folder in _folders(self._loader) for file in (folder / group).glob("*.yaml")]
+        beyond = any(_BEYOND.search(_text(file)) for file in files) and not self.is_in_no_file(key)
+        return beyond or key.startswith(f"{group.replace('/', '.')}.")
 
     def is_in_no_file(self, key: str) -> bool:
         """Tell whether a part of a dotted key occurs in no file of the configuration: then it is most likely unknown.

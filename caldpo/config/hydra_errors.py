@@ -20,16 +20,20 @@ from caldpo.config.did_you_mean import suggest, suggest_known
 from caldpo.config.extras import EXTRAS, install
 from caldpo.config.hydra_session import PER_LOSS
 from caldpo.config.unknown_keys import explain_unknown_key, named_in_place_of_option, unheard_of
-from caldpo.config.validation import NEEDED, Problem, missing_group_problem
+from caldpo.config.validation import NEEDED, Problem, find_problems, missing_group_problem
 from caldpo.security.secrets import redact_text
 
 
 def compose_or_explain(
-    compose: Callable[[list[str]], DictConfig], loader: ConfigLoader, overrides: Sequence[str]
+    compose: Callable[[list[str]], DictConfig],
+    loader: ConfigLoader,
+    overrides: Sequence[str],
+    settings: str | None = None,
 ) -> tuple[DictConfig | None, list[Problem]]:
     """Compose; explain each faulty override, leave it out and try again, so that all are reported at once.
 
-    An option that is not there leaves open which keys there are: of dotted ones nothing is said then, nor of values.
+    An option that is not there leaves open which keys it would bring: nothing is said of those, and the other ones that
+    were typed are checked without it, as by :func:`caldpo.config.validation.find_problems` with these ``settings``.
     The configuration that is returned is without the faulty overrides; None when it cannot be composed.
     """
     composer = Composer(compose, loader)
@@ -42,7 +46,10 @@ def compose_or_explain(
     while True:
         try:
             cfg = composer.compose(remaining)
-            return None if no_option else cfg, problems
+            if no_option:
+                typed = {override.key_or_group for override in composer.parse(remaining)}
+                return None, [*problems, *(p for p in find_problems(cfg, settings) if p.key in typed)]
+            return cfg, problems
         except FAULTS as error:
             problem, culprit = _explain(error, composer, remaining)
             problems.append(problem)
@@ -51,7 +58,7 @@ def compose_or_explain(
             remaining = [override for override in remaining if override != culprit]
             if isinstance(error, MissingConfigException):
                 no_option = True
-                remaining = [override for override in remaining if "." not in override.partition("=")[0]]
+                remaining = [override for override in remaining if not composer.may_depend(override, culprit)]
 
 
 def _refused(composer: Composer, overrides: Sequence[str]) -> dict[str, Problem]:

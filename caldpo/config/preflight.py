@@ -55,12 +55,14 @@ def preflight(
     try:
         # As a sweep: only the composed configuration knows whether it is one.
         with exempt_from_collection():
-            cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, refuse_sweeps=multirun)
+            cfg, problems = _compose(session, overrides, RunMode.MULTIRUN, settings, refuse_sweeps=multirun)
             is_sweep = multirun or (cfg is not None and cfg.hydra.mode == RunMode.MULTIRUN)
             if not is_sweep:
                 several = any(override.is_sweep_override() for override in parse_overrides(session.loader, overrides))
                 if not problems and (cfg is None or several or MISSING in cfg.hydra.runtime.choices.values()):
-                    cfg, problems = _compose(session, overrides, RunMode.RUN)  # which says what is wrong with them
+                    cfg, problems = _compose(
+                        session, overrides, RunMode.RUN, settings
+                    )  # which says what is wrong with them
                 cfg = _good_run(cfg, problems, find)
         if is_sweep:
             return RunMode.MULTIRUN, _check_sweep(session, cfg, problems, find)
@@ -83,7 +85,7 @@ def composed(
     ``extra``: folders with further options.
     """
     with outer_config_kept(), hydra_session(config_name, extra=extra) as session:
-        cfg, problems = _compose(session, overrides, RunMode.RUN)
+        cfg, problems = _compose(session, overrides, RunMode.RUN, settings)
         return _good_run(cfg, problems, functools.partial(_run_problems, settings, agree))
 
 
@@ -98,10 +100,15 @@ def check_composes(session: HydraSession, overrides: Sequence[str]) -> None:
 
 
 def _compose(
-    session: HydraSession, overrides: Sequence[str], mode: RunMode, *, refuse_sweeps: bool = True
+    session: HydraSession,
+    overrides: Sequence[str],
+    mode: RunMode,
+    settings: str | None = None,
+    *,
+    refuse_sweeps: bool = True,
 ) -> tuple[DictConfig | None, list[Problem]]:
     return compose_or_explain(
-        lambda texts: session.compose(texts, mode, refuse_sweeps=refuse_sweeps), session.loader, overrides
+        lambda texts: session.compose(texts, mode, refuse_sweeps=refuse_sweeps), session.loader, overrides, settings
     )
 
 

@@ -270,22 +270,19 @@ class TokenizedDataModule(LightningDataModule):
         """
         self.layout, self.mismatched = layout, mismatched
         is_stream = self.stream is not None
-        endless = is_stream and lengths is None
-        lengths = self.train_pairs.lengths() if lengths is None else lengths
-        if overfit_batches is not None:
-            lengths = lengths[: overfit_batches * self.micro_batch_size * accumulation * world_size]
-        plan = StepPlan(
-            ENDLESS if endless else len(lengths),
-            self.micro_batch_size,
+        plan = self.plan_by_count(
             accumulation=accumulation,
             world_size=world_size,
-            seed=None if endless or overfit_batches else self.seed,  # a stream has an order of its own
-            drop_last=self.drop_last,
             max_epochs=max_epochs,
             max_steps=max_steps,
+            overfit_batches=overfit_batches,
+            lengths=lengths,
             reads_ahead=reads_ahead,
             mismatched=mismatched,
         )
+        lengths = self.train_pairs.lengths() if lengths is None else lengths
+        if overfit_batches is not None:
+            lengths = lengths[: overfit_batches * plan.step_size]
         if self.max_tokens_per_micro_batch == "auto" and self.token_budget is None and choose_budget is not None:
             self.token_budget = choose_budget(plan)
         if is_stream:  # the lengths of later pairs are not known, but none has more tokens than this
@@ -307,6 +304,36 @@ class TokenizedDataModule(LightningDataModule):
             )
             Console().print(Text(note))
         return plan
+
+    def plan_by_count(
+        self,
+        *,
+        accumulation: int,
+        world_size: int,
+        max_epochs: float,
+        max_steps: int | None,
+        overfit_batches: int | None = None,
+        lengths: np.ndarray | None = None,
+        reads_ahead: bool = False,
+        mismatched: bool = False,
+    ) -> StepPlan:
+        """Plan as :meth:`plan_steps`, before a model is there: how many steps there are does not depend on one."""
+        endless = self.stream is not None and lengths is None
+        pairs = ENDLESS if endless else len(self.train_pairs if lengths is None else lengths)
+        if overfit_batches is not None:
+            pairs = min(pairs, overfit_batches * self.micro_batch_size * accumulation * world_size)
+        return StepPlan(
+            pairs,
+            self.micro_batch_size,
+            accumulation=accumulation,
+            world_size=world_size,
+            seed=None if endless or overfit_batches else self.seed,  # a stream has an order of its own
+            drop_last=self.drop_last,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            reads_ahead=reads_ahead,
+            mismatched=mismatched,
+        )
 
     def setup(self, stage: str) -> None:
         """Refuse budgets that differ, before ranks share any work: they would wait for each other forever.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EXTENSIONS = "extensions"  # key of summary.json: a list of what asdict makes of these
+PAST_EARLY_STOP = "early stopping had ended it there: its wait counter began at zero again"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Extension:
     lr_before: float  # learning rate of the next update by the schedule of the earlier length
     lr: float  # the same by that of the new length, which counts
     same_so_far: bool  # whether the updates up to here had the learning rates of a run of the new length
+    past_early_stop: bool = False  # whether early stopping had ended the run here: it then waits anew
 
     @classmethod
     def of_schedule(
@@ -32,8 +34,11 @@ class Extension:
     def describe(self) -> str:
         """Say in one sentence what equals what."""
         place = f"made longer at step {self.step:,}, from {self.planned_before:,} to {self.planned:,} optimiser steps"
+        if self.past_early_stop:
+            place += f" ({PAST_EARLY_STOP})"
         if self.same_so_far:
-            return f"{place}: it is the run that had {self.planned:,} from its beginning"
+            so_far = "up to here " if self.past_early_stop else ""
+            return f"{place}: {so_far}it is the run that had {self.planned:,} from its beginning"
         if self.step >= self.planned_before:
             was = f"had brought it to {self.lr_before:.3g} at the earlier end"
         else:

@@ -207,6 +207,8 @@ def test_a_model_that_is_none_is_refused(folder: Path) -> None:
 def test_mistakes_in_settings_are_all_said_at_once(folder: Path) -> None:
     with refused("loss.bta", "optim.lr=-1", "did you mean beta?"):
         caldpo.fit("tiny", lr=-1, settings={"loss.bta": 0.1})
+    with refused("loss=dpoo", "trainer.max_stepz:"):
+        caldpo.fit("tiny", loss="dpoo", settings={"trainer.max_stepz": 3})
     with refused(key="optim.lr", remedy="number"):
         caldpo.fit("tiny", settings={"optim.lr": torch.ones(1)})
     with refused("list", key="settings", remedy="loss.beta"):

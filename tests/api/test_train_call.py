@@ -67,8 +67,8 @@ def test_folders_without_a_name_are_apart(folder: Path) -> None:
 
 def test_mistakes_are_errors_to_catch(folder: Path) -> None:
     with pytest.raises(CaldpoError) as wrong:
-        caldpo.compose(["loss=dqo", "lr=3"])
-    names(wrong, "loss=dqo:", "lr:", "did you mean optim.lr?")
+        caldpo.compose(["loss=dqo", "lr=3", "trainer.max_stepz=3"])
+    names(wrong, "loss=dqo:", "lr:", "did you mean optim.lr?", "trainer.max_stepz:")
     with pytest.raises(CaldpoError) as wrong:
         caldpo.compose(["tags=[a,7]", "notes=[b]", "logger.tags=[c]"])
     names(wrong, "tags", "7", "notes", "logger.tags", "did you mean tags?")

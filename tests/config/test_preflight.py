@@ -186,6 +186,17 @@ def test_a_group_that_cannot_be_chosen_hides_nothing_misleading() -> None:
     assert "label_smoothing" not in text
 
 
+def test_a_group_that_cannot_be_chosen_hides_no_mistake_that_is_one_with_all_its_options() -> None:
+    text = answer("loss=smoth", "trainer.device=2", "optim.lr=x", "seed=-1", "loss.beta=-1")
+    for fragment in ("loss=smoth:", "trainer.device: unknown key (did you mean devices?)", "optim.lr=x:", "seed=-1:"):
+        assert f"\n  {fragment}" in text
+    assert "loss.beta" not in text
+    # an experiment may choose other options, which have the key
+    text = answer("experiment=gird", "loss.label_smoothing=0.1", "trainer.devicez=2", "loss=smoth")
+    names(text, "experiment=gird:", "loss=smoth:", "trainer.devicez:")
+    assert "label_smoothing" not in text
+
+
 def test_an_option_of_a_missing_extra_names_the_extra(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EXTRAS, ("hydra/launcher", "shuttle"), "space")
     (conf / "hydra" / "launcher" / "ours.yaml").write_text("defaults: [shuttle, _self_]\nname: x\n")

@@ -109,6 +109,30 @@ def test_an_extension_that_was_stopped_goes_on_with_the_new_schedule(tmp_path: P
         assert len(json.loads(Path("half/summary.json").read_text())["extensions"]) == 1
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+def test_it_goes_on_past_its_early_stop(at_end: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And waits anew, also where it was stopped again before a new checkpoint; up to there it is the same run."""
+    write_data(tmp_path, 32)
+    early = ("callbacks=early_stopping", "callbacks.early_stopping.patience=2", "callbacks.checkpoint.keep=all")
+    never = ("callbacks.early_stopping.min_delta=9", *CONSTANT)  # none is better than the first, of step 2: 6 ends it
+    with inside(tmp_path):
+        train(*RUN, *early, *never, f"trainer.max_steps={6 if at_end else 8}", "hydra.run.dir=run")
+        began = outcome(Path("run"))
+        assert began["steps"] == 6
+        stopped("resume=run", "trainer.max_steps=20", after=1)
+        capsys.readouterr()
+        train("resume=run", "trainer.max_steps=20")
+        names(capsys.readouterr().out, "made longer at step 6", "early stopping", "wait counter")
+        longer, summary = outcome(Path("run")), json.loads(Path("run/summary.json").read_text())
+        assert (longer["steps"], summary["stopped_early"]) == (10, True), "two more evaluations that are not better"
+        (extension,) = summary["extensions"]
+        assert extension["past_early_stop"]
+        names(Extension(**extension).describe(), "early stopping", "up to here it is the run that had 20")
+        assert longer["rows"][: len(began["rows"]) - 1] == began["rows"][:-1]
+        train("resume=run", "trainer.max_steps=24")
+        assert outcome(Path("run"))["steps"] == 14, "as often as it is asked for"
+
+
 def test_a_shorter_or_another_run_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And what is named instead works."""
     shutil.copytree(home, tmp_path / "copy")
