@@ -1,4 +1,4 @@
-"""What is refused of Lightning: arguments of its Trainer that are no keys of ``trainer.extra``, and values of callbacks.
+"""What is refused of Lightning: arguments of its Trainer that are no keys of ``trainer.extra``, and some values.
 
 Every argument of the Trainer is here or a field of :class:`caldpo.trainer_extra.TrainerExtra`, as a test asserts. No
 heavy imports.
