@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
@@ -23,6 +22,7 @@ from caldpo.data.rejected_rows import REJECTED_ROWS
 from caldpo.metrics_file import NAME, iter_rows
 from caldpo.models.adapted_policy import count_parameters
 from caldpo.utils.notes import print_notes
+from caldpo.utils.stream_console import Console
 from caldpo.utils.text_format import counted
 
 END_METRICS = (m.CHOSEN_LOG_RATIO, m.REJECTED_LOG_RATIO, m.REWARD_MARGIN, m.ACCURACY, m.DISPLACEMENT)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from caldpo.config.bounds import FolderName, NonNegativeInt, Positive
+from caldpo.config.extras import find_missing_packages
 from caldpo.config.metric_checks import find_metric_problems, find_monitor_problems
 from caldpo.config.signatures import validated
 from caldpo.config.validation import Problem, find_missing_groups
@@ -60,4 +61,6 @@ def find_config_problems(cfg: DictConfig) -> Iterator[Problem]:
     yield from find_metric_problems(cfg)
     yield from find_monitor_problems(cfg)
     yield from find_unknown_suites(cfg)
+    if not cfg.get("dry_run"):  # which estimates a run of another machine
+        yield from find_missing_packages(cfg)
     require_same_run(cfg)

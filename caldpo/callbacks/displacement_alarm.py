@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
-from rich.console import Console
 
 from caldpo.callbacks.callback_base import RunCallback
 from caldpo.config.bounds import NonNegative, NonNegativeInt
 from caldpo.config.signatures import validated
 from caldpo.lightning_module import PreferenceModule
 from caldpo.metric_definitions import CHOSEN_LOG_RATIO, DISPLACEMENT, REJECTED_LOG_RATIO
+from caldpo.utils.stream_console import Console
 
 CHOSEN, REJECTED, SHARE = (m.held_out.name for m in (CHOSEN_LOG_RATIO, REJECTED_LOG_RATIO, DISPLACEMENT))
 

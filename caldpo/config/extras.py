@@ -1,7 +1,13 @@
-"""The extras of pyproject.toml, by the option that needs them."""
+"""The extras of pyproject.toml, by the option that needs them, and which of a run's are missing."""
+
+from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 
+from omegaconf import DictConfig, OmegaConf
+
+from caldpo.config.validation import Problem
 from caldpo.errors import CaldpoError
 
 EXTRAS = {
@@ -23,6 +29,26 @@ EXTRAS = {
     ("suite", "judge"): "judge",
     ("suite", "leaderboard"): "eval",
 }
+# packages of the extras of a training run; Hydra's plugins are missing as options already
+_PACKAGES = {
+    "peft": ("peft",),
+    "qlora": ("bitsandbytes", "peft"),
+    "bnb": ("bitsandbytes",),
+    "ao": ("torchao",),
+    "deepspeed": ("deepspeed",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}
+
+
+def find_missing_packages(cfg: DictConfig) -> Iterator[Problem]:
+    """Yield the problem of each option of a training run whose packages are not installed."""
+    trackers = OmegaConf.select(cfg, "logger") or {}  # several may be chosen, each a section named by its option
+    for group, option in [*cfg.hydra.runtime.choices.items(), *(("logger", name) for name in trackers)]:
+        for package in _PACKAGES.get(EXTRAS.get((group, option), ""), ()):
+            if importlib.util.find_spec(package) is None:
+                yield Problem(group, option, f"{package} is not installed", install(group, option))
 
 
 def install(group: str, option: str) -> str:

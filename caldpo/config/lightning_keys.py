@@ -1,7 +1,10 @@
-"""Why arguments of Lightning's Trainer are not keys of ``trainer.extra``: what sets them, and what to use instead.
+"""What is refused of Lightning: arguments of its Trainer that are no keys of ``trainer.extra``, and some values.
 
-Every argument is here or a field of :class:`caldpo.trainer_extra.TrainerExtra`, as a test asserts. No heavy imports.
+Every argument of the Trainer is here or a field of :class:`caldpo.trainer_extra.TrainerExtra`, as a test asserts. No
+heavy imports.
 """
+
+from typing import Any, Literal
 
 _OWN = "has a key of its own"
 _EXACT = "would break that a run is exact"
@@ -51,4 +54,6 @@ REFUSED: dict[str, tuple[str, str]] = {
     "use_distributed_sampler": (f"{_EXACT}: the data has a sampler of its own, exact over ranks", "leave it out"),
     "val_check_interval": (_OWN, "set trainer.val_check_interval"),
 }
+# values that Lightning refuses although its annotations allow them, by class and argument
+NARROWER: dict[str, dict[str, Any]] = {"EarlyStopping": {"mode": Literal["min", "max"]}}
 PLACES = ("trainer", "trainer.extra")  # where they are looked for

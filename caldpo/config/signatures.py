@@ -1,8 +1,9 @@
 """The constructor's signature is the schema of its yaml.
 
-``read_signature`` reads it from the source text of targets inside caldpo, so that a bad value is answered without
-importing torch. Annotations are resolved through the module's own assignments and its imports of builtins, ``typing``,
-``collections.abc``, pydantic and caldpo; one that names anything else (a tensor, a model) is left unchecked.
+``read_signature`` reads it from the source text of targets inside caldpo and Lightning, so that a bad value is answered
+without importing torch. Annotations are resolved through the module's own assignments and its imports of builtins,
+``typing``, ``collections.abc``, pydantic and these two packages; one that names anything else (a tensor, a model) is
+left unchecked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -21,10 +23,13 @@ import pydantic
 
 from caldpo.config import bounds
 from caldpo.config.did_you_mean import suggest
+from caldpo.config.lightning_keys import NARROWER
 from caldpo.config.value_checks import Section, is_config_type, is_section, problem
 from caldpo.errors import CaldpoError
 
-_PACKAGE = Path(__file__).parents[1]
+_LIGHTNING = "pytorch_lightning"
+# packages whose sources are read; found without an import, which would take seconds
+_FOLDERS = {"caldpo": Path(__file__).parents[1], _LIGHTNING: Path(find_spec(_LIGHTNING).origin).parent}  # type: ignore
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _NAMES = {"typing": typing, **{kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict)}}
@@ -73,12 +78,12 @@ class Signature:
 
 @functools.cache
 def read_signature(target: str) -> Signature | None:
-    """Read the signature of ``caldpo.MODULE.Class``, ``.function`` or ``.Class.method``; None outside caldpo.
+    """Read the signature of ``caldpo.MODULE.Class``, ``.function`` or ``.Class.method``; None of other packages.
 
     A class without ``__init__`` has its base's signature; dataclasses add up the fields of theirs. A CaldpoError tells
     that caldpo has no such module, class or function.
     """
-    if not target.startswith("caldpo."):
+    if target.split(".")[0] not in _FOLDERS:
         return None
     module, names = _locate(target)
     node: ast.AST = module.tree
@@ -86,12 +91,19 @@ def read_signature(target: str) -> Signature | None:
     for name in names:
         owner = node if isinstance(node, ast.ClassDef) else None
         member = _members(node).get(name)
+        if node is module.tree and (found := module.find_class(name)):
+            module, member = found  # where it is defined, which may be another file
+        if member is None and name in module.imports:
+            return None
         if member is None:
             near = suggest(name, (known for known in _members(node) if not known.startswith("_")))
             raise CaldpoError(f"there is no {name} in {module.path}{near}", key="_target_", value=target)
         node = member
     if isinstance(node, ast.ClassDef):
-        return Signature(target, *_of_class(module, node))
+        parameters, is_open = _of_class(module, node)
+        for name, annotation in NARROWER.get(node.name, {}).items() if target.startswith(_LIGHTNING) else ():
+            parameters[name] = replace(parameters[name], annotation=annotation)
+        return Signature(target, parameters, is_open)
     assert isinstance(node, _Function)
     is_static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
     return Signature(target, *_of_function(module, node, bound=owner is not None and not is_static))
@@ -119,7 +131,7 @@ class _Module:
             source, original = self.imports[name]
             if source in _LIBRARIES:
                 return getattr(_LIBRARIES[source], original)
-            if source.startswith("caldpo.") and (path := _module_file(source.split("."))):
+            if path := _module_file(source.split(".")):
                 return _parsed(path)[original]
         if (located := self.find_class(name)) and not _VALUE_BASES & {ast.unparse(b) for b in located[1].bases}:
             return type(located[1].name, (Section,), {})
@@ -142,7 +154,7 @@ class _Module:
         if isinstance(node, ast.ClassDef):
             return self, node
         source, original = self.imports.get(name, ("", ""))
-        path = _module_file(source.split(".")) if source.startswith("caldpo.") else None
+        path = _module_file(source.split("."))
         return _parsed(path).find_class(original) if path else None
 
 
@@ -158,7 +170,9 @@ def _locate(target: str) -> tuple[_Module, list[str]]:
 
 
 def _module_file(parts: list[str]) -> Path | None:
-    stem = _PACKAGE.joinpath(*parts[1:])
+    if parts[0] not in _FOLDERS:
+        return None
+    stem = _FOLDERS[parts[0]].joinpath(*parts[1:])
     return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
 
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from rich.console import Console
 from rich.text import Text
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -26,6 +25,7 @@ from caldpo.data.token_arrays import TokenizedPairs
 from caldpo.errors import CaldpoError
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import all_gather, is_first_rank
+from caldpo.utils.stream_console import Console
 from caldpo.utils.text_format import counted
 
 

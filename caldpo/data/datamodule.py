@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from caldpo.config.bounds import Fraction, NonNegativeInt, PositiveInt
@@ -40,6 +39,7 @@ from caldpo.data.token_cache import cached_tokens
 from caldpo.data.tokenize import PairTokenizer, TokenizedSplit
 from caldpo.errors import CaldpoError
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.stream_console import Console
 from caldpo.utils.text_format import counted
 
 

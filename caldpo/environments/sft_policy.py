@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from caldpo.environments.text_environment import TextEnvironment
 from caldpo.environments.word_tokenizer import word_tokenizer
+from caldpo.utils.stream_console import Console
 
 # Raised with any change of this file that changes the weights; part of the cache key (SftRecipe.digest).
 _VERSION = 3

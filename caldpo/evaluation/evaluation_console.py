@@ -26,9 +26,14 @@ def print_policy(console: Console, name: str, index: int = 1, total: int = 1) ->
     console.print(Text(f"{count}{name}", "bold"), soft_wrap=True)
 
 
+def print_left_out(console: Console, error: Exception) -> None:
+    """Print why a suite or a policy is left out."""
+    console.print(f"  left out: {describe_error(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_failure(console: Console, folder: Path | None, error: Exception) -> None:
     """Print why a run of a sweep was not evaluated; write the traceback of an unexpected error into its folder."""
-    console.print(f"  left out: {describe_error(error)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print_left_out(console, error)
     if folder is None or as_caldpo_error(error) is not None:
         return
     file = folder / FOLDER / "error.txt"

@@ -22,12 +22,12 @@ from caldpo.config.run_lock import EVALUATION, run_lock
 from caldpo.errors import CaldpoError
 from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import EvaluationCache
-from caldpo.evaluation.evaluation_console import print_end, print_failure, print_policy, print_result
+from caldpo.evaluation.evaluation_console import print_end, print_failure, print_left_out, print_policy, print_result
 from caldpo.evaluation.evaluation_provenance import consistency_notes, digest_of, provenance_of
 from caldpo.evaluation.evaluation_settings import EvaluateSettings
 from caldpo.evaluation.evaluation_target import Target, find_folders, name_of, read_target
 from caldpo.evaluation.model_loading import find_device
-from caldpo.evaluation.suite_base import FOLDER, Suite, read_results
+from caldpo.evaluation.suite_base import FOLDER, Suite, UnsuitableDataError, read_results
 from caldpo.loggers.tracker_base import Trackers
 
 _NO_SUITES = ("model", "reference", "data")  # sections that build something else
@@ -96,13 +96,9 @@ def build_suites(cfg: DictConfig) -> list[Suite]:
 def _run_suites(
     policy: EvaluatedPolicy, suites: list[Suite], settings: EvaluateSettings, console: Console, *, single: bool
 ) -> list[Path]:
-    """Run the suites whose results are not up to date, after every check of all of them; return the results' files."""
-    for suite in suites:
-        if suite.needs_reference:
-            policy.require_reference(suite.name)
-        suite.check_policy(policy)
+    """Run the suites whose results are not up to date, after every check of all of them; return their files."""
     written, files = False, list[Path]()
-    for suite in suites:
+    for suite in _suitable(policy, suites, console):
         name = suite.result_name
         file = policy.folder / f"{name}.json"
         files.append(file)
@@ -135,6 +131,24 @@ def _run_suites(
     if written and is_end_of_run and (message := update_tracker(policy.target)):
         console.print(f"  {message}", highlight=False, markup=False, soft_wrap=True)
     return files
+
+
+def _suitable(policy: EvaluatedPolicy, suites: list[Suite], console: Console) -> list[Suite]:
+    """Check all suites; print which do not suit the policy's data and return the others, refuse where none is left."""
+    suitable, unsuitable = list[Suite](), list[UnsuitableDataError]()
+    for suite in suites:
+        if suite.needs_reference:
+            policy.require_reference(suite.name)
+        try:
+            suite.check_policy(policy)
+            suitable.append(suite)
+        except UnsuitableDataError as error:
+            unsuitable.append(error)
+    if not suitable:
+        raise unsuitable[0]
+    for reason in unsuitable:
+        print_left_out(console, reason)
+    return suitable
 
 
 def _digest_in(file: Path) -> str | None:

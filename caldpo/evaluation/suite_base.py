@@ -21,6 +21,10 @@ FOLDER = "evaluation"  # of a run's folder; one JSON file per suite
 _NOTED_SHARE = 0.05  # of truncated responses, above which a note says so
 
 
+class UnsuitableDataError(CaldpoError):
+    """A suite that these held-out pairs have no measures for, whatever its keys; other suites are not affected."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """One figure of one policy."""
@@ -64,11 +68,16 @@ class Suite:
         """Refuse missing extras, files and settings, before data and weights load."""
 
     def check_policy(self, policy: EvaluatedPolicy) -> None:
-        """Refuse a policy whose data lacks something that the suite needs, before weights load."""
+        """Refuse a policy whose data lacks something that the suite needs, before weights load.
+
+        Raises:
+            UnsuitableDataError: the other suites are measured without this one.
+            CaldpoError: something that can be mended, and ends the evaluation of this policy.
+        """
         paired = (pair.has_chosen and pair.has_rejected for pair in policy.texts)
         single = len(policy.texts) - sum(paired) if self.needs_rejected else 0
         if single:
-            raise CaldpoError(
+            raise UnsuitableDataError(
                 f"compares responses, and {single:,} of {len(policy.texts):,} held-out rows have a single one",
                 key="suite",
                 value=self.name,

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.stream_console import Console
 
 REFERENCE = "reference"
 """Name, in PEFT's model, of the frozen adapter under which a policy is its own reference."""

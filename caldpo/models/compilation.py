@@ -12,12 +12,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
 from torch import nn
 from torch._dynamo.callback import CallbackArgs, callback_handler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from caldpo.errors import CaldpoError
+from caldpo.utils.stream_console import Console
 
 
 def compile_layers(policy: nn.Module) -> list[nn.Module]:

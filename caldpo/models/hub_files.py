@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers.utils import cached_file
 
 from caldpo.errors import CaldpoError
 from caldpo.models.weight_files import INDEX, StoredTensor, check_weight_files
 from caldpo.utils.file_names import TOKENIZER_FILES
 from caldpo.utils.hub_access import cache_only, require_access
+from caldpo.utils.stream_console import Console
 
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json")  # in auto_map
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -22,6 +21,7 @@ from caldpo.models.hub_files import commit_of, no_safetensors_error
 from caldpo.models.weight_files import StoredTensor
 from caldpo.utils.collectives import is_first_rank
 from caldpo.utils.notes import print_notes
+from caldpo.utils.stream_console import Console
 
 BAR_DELAY = 2.0  # seconds of loading before a progress bar appears
 _ROUTER_LOSS = re.compile(r"(aux|z|moe|balanc\w*)_loss_?\w*(coef|alpha|weight)|output_router_logits")

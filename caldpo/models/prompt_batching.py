@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -21,6 +20,7 @@ from caldpo.models.generation_settings import without_own_settings
 from caldpo.models.model_forward import evaluating, frequency_change_length, use_rowwise_frequencies
 from caldpo.models.model_probes import difference, random_ids, tolerance
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.stream_console import Console
 
 Batching = Literal["any", "equal lengths", "one at a time"]
 """Which prompts a model answers together as it does alone."""

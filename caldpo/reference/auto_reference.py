@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.console import Console
-
 from caldpo.config.signatures import validated
 from caldpo.models.adapted_policy import is_adapted
 from caldpo.reference.disabled_adapter import Adapter
@@ -14,6 +12,7 @@ from caldpo.reference.frozen_model import Frozen
 from caldpo.reference.precomputed import Precomputed
 from caldpo.reference.reference_base import Reference, ReferenceContext
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.stream_console import Console
 
 ReferenceMode = Literal["precomputed", "frozen", "adapter"]
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,6 +28,7 @@ from caldpo.reference.tolerances import exceeds_rounding, relative_difference, r
 from caldpo.types import PairBatch
 from caldpo.utils.collectives import all_gather, fresh_seed, is_first_rank, shard_items, true_on_any_rank
 from caldpo.utils.delayed_progress import DelayedProgress
+from caldpo.utils.stream_console import Console
 from caldpo.utils.text_format import counted
 
 

@@ -13,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import write_text
 from caldpo.utils.digests import json_digest
 from caldpo.utils.folder_cache import locked
+from caldpo.utils.stream_console import Console
 
 SAMPLER_VERSION = "1"
 """Version of the sampling: raised when it draws other samples from the same model, prompts and settings."""

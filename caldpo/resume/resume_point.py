@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from caldpo.checkpointing.checkpoint_plan import require_same
 from caldpo.checkpointing.manifest import FOLDER, SAMPLES, Manifest, checkpoint_folders, newest_intact
 from caldpo.errors import CaldpoError
 from caldpo.metrics_file import NAME, FirstRows, count_rows, keep_rows
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.stream_console import Console
 
 
 @dataclass(frozen=True)

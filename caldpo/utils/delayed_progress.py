@@ -12,8 +12,9 @@ Item = TypeVar("Item")
 
 def tracked(items: Iterable[Item], label: str) -> Iterable[Item]:
     """Show a bar on a terminal while the items are taken, nothing in a log file."""
-    from rich.console import Console
     from rich.progress import track
+
+    from caldpo.utils.stream_console import Console
 
     console = Console(stderr=True)
     return track(items, label, console=console, transient=True, disable=not console.is_terminal)
@@ -23,10 +24,10 @@ class DelayedProgress:
     """Show a bar on standard error once the work, ``total`` in any unit, has taken two seconds, on the first rank."""
 
     def __init__(self, label: str, total: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         from caldpo.utils.collectives import is_first_rank  # imports torch
+        from caldpo.utils.stream_console import Console
 
         self.label, self.total, self.done = label, total, 0
         console = Console(stderr=True)

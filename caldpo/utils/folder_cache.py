@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from caldpo.errors import CaldpoError
 from caldpo.utils.atomic_io import atomic_folder
+from caldpo.utils.stream_console import Console
 
 
 def cached_folder(cache: Path, name: str, make: Callable[[Path], object], *, key: str) -> Path:

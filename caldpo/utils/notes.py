@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
-
 from caldpo.utils.collectives import is_first_rank
+from caldpo.utils.stream_console import Console
 
 
 def print_notes(lines: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from caldpo.losses.dpo import DPO
 from caldpo.types import LossOutput, PairLogps
 from tests.helpers.command import RANDOM_MODEL
 from tests.helpers.command import train as command
-from tests.helpers.messages import refused
+from tests.helpers.messages import names, refused
 from tests.helpers.tiny import tiny_model
 
 SETTINGS = {
@@ -61,6 +62,20 @@ def test_it_is_the_run_of_the_command(folder: Path) -> None:
     assert run.metrics["val/loss"].notna().tolist() == [True, False, True]
     assert run.metrics["val/loss"].iloc[-1] == run.final["val/loss"]
     assert run.metrics["loss"].iloc[0] == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_in_a_notebook_too_all_but_two_lines_goes_into_output_txt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    displayed: list[object] = []
+    kernel = type("ZMQInteractiveShell", (), {})()  # by which rich knows a kernel
+    monkeypatch.setattr(builtins, "get_ipython", lambda: kernel, raising=False)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: displayed.append(text))
+    settings = {**SETTINGS, "model.hidden_size": 16, "adapter": "lora", "reference": "precomputed"}
+    run = caldpo.fit("random", "pairs.jsonl", tokenizer="tokenizer", max_steps=2, settings=settings)
+    assert displayed == []
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    names((run.folder / "output.txt").read_text(), "Held-out pairs after 2 steps", "reference log-probs:", "adapter:")
 
 
 def test_a_model_and_pairs_in_memory_are_trained_as_files_are(folder: Path) -> None:

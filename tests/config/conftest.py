@@ -120,7 +120,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(dedent(text))
-    monkeypatch.setattr(source, "_PACKAGE", folder)
+    monkeypatch.setitem(source._FOLDERS, "caldpo", folder)
     source.read_signature.cache_clear()
     yield
     source.read_signature.cache_clear()

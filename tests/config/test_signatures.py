@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
+from pytorch_lightning import callbacks
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from caldpo.config.bounds import Positive
 from caldpo.config.signatures import Parameter, read_signature, resolved_hints
@@ -74,6 +77,24 @@ class TestReading:
 
 def test_other_packages_are_left_to_python() -> None:
     assert read_signature("torch.optim.AdamW") is None
+
+
+def test_lightnings_are_read_where_they_are_defined() -> None:
+    found = parameters("pytorch_lightning.callbacks.EarlyStopping")
+    assert list(found) == list(inspect.signature(EarlyStopping).parameters)
+    assert (found["patience"].annotation, found["stopping_threshold"].annotation) == (int, float | None)
+    assert found["mode"].annotation == Literal["min", "max"]
+    for mode in ("min", "max"):
+        EarlyStopping("val/loss", mode=mode)
+    with pytest.raises(MisconfigurationException):
+        EarlyStopping("val/loss", mode="auto")
+
+
+def test_every_callback_of_lightnings_takes_what_its_source_says() -> None:
+    for name in callbacks.__all__:
+        signature = read_signature(f"pytorch_lightning.callbacks.{name}")
+        assert signature is not None
+        assert signature.parameters.keys() <= inspect.signature(getattr(callbacks, name)).parameters.keys()
 
 
 @pytest.mark.parametrize(

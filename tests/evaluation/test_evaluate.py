@@ -151,6 +151,25 @@ def test_a_run_that_cannot_be_evaluated_costs_the_others_nothing(
     assert "fails_once" in (fourth / "evaluation" / "error.txt").read_text(), "the traceback is kept"
 
 
+def test_a_suite_that_does_not_suit_the_data_costs_the_others_nothing(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These pairs have no known true reward."""
+    copied = Path(shutil.copytree(sweep, tmp_path / "sweep"))
+    for run in runs(copied):
+        shutil.rmtree(run / "evaluation", ignore_errors=True)
+    with inside(sweep.parent):
+        evaluate(str(copied), "suite=[preference,oracle]", *QUICK[:1])
+        printed = capsys.readouterr().out
+        assert printed.count("left out: suite=oracle: the true reward") == 4
+        names(printed, "4 of 4 runs evaluated", "report.md")
+        assert all(value(result(run, "preference"), "accuracy") > 0 for run in runs(copied))
+        evaluate(str(runs(copied)[0]), "suite=oracle", fails=1)
+        names(capsys.readouterr().err, "error: suite=oracle: the true reward")
+        evaluate(str(copied), "suite=oracle", fails=1)
+        names(capsys.readouterr().out, "0 of 4 runs evaluated")
+
+
 def test_a_model_by_its_name(sweep: Path, tmp_path: Path) -> None:
     """The export of a run, with the run's start as the reference: the run's own figures."""
     run = runs(sweep)[0]

@@ -26,7 +26,7 @@ from caldpo.evaluation.evaluated_policy import EvaluatedPolicy
 from caldpo.evaluation.evaluation_cache import Sampling
 from caldpo.evaluation.model_loading import Weights, place
 from caldpo.evaluation.pair_scoring import score_pairs
-from caldpo.evaluation.suite_base import Measure, Result, Suite, truncation_notes
+from caldpo.evaluation.suite_base import Measure, Result, Suite, UnsuitableDataError, truncation_notes
 from caldpo.metric_definitions import KL, REFERENCE_REWARD, TRUE_REWARD, WIN_RATE, definition_of
 from caldpo.models.hub_model import load_causal_lm, load_tokenizer
 from caldpo.utils.atomic_io import write_text
@@ -62,7 +62,7 @@ class Oracle(Suite):
     def check_policy(self, policy: EvaluatedPolicy) -> None:
         """Require a known reward, and checkpoints for ``checkpoints=all``."""
         if self.classifier is None and policy.data.oracle is None:
-            raise CaldpoError(
+            raise UnsuitableDataError(
                 f"the true reward of a response is unknown on this data ({policy.data.source.name})",
                 key="suite",
                 value=self.name,
