@@ -72,7 +72,7 @@ def test_in_a_notebook_too_all_but_two_lines_goes_into_output_txt(
     monkeypatch.setattr(builtins, "get_ipython", lambda: kernel, raising=False)
     monkeypatch.setattr("rich.jupyter.display", lambda segments, text: displayed.append(text))
     settings = {**SETTINGS, "model.hidden_size": 16, "adapter": "lora", "reference": "precomputed"}
-    run = caldpo.fit("random", "pairs.jsonl", tokenizer="tokenizer", max_steps=2, settings=settings)
+    run = caldpo.fit("random", "pairs.jsonl", tokenizer="tokenizer", lr=1e-4, max_steps=2, settings=settings)
     assert displayed == []
     assert len(capsys.readouterr().out.splitlines()) == 2
     names((run.folder / "output.txt").read_text(), "Held-out pairs after 2 steps", "reference log-probs:", "adapter:")
