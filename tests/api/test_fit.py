@@ -157,6 +157,17 @@ def test_a_loss_of_ones_own_is_an_option(folder: Path) -> None:
         caldpo.fit("random", "pairs.jsonl", OwnHinge, tokenizer="tokenizer", settings=keys)
 
 
+class OwnMargin(PreferenceLoss):
+    def forward(self, logps: PairLogps) -> LossOutput:
+        return LossOutput(-logps.chosen_log_ratio, {})
+
+
+def test_a_loss_of_ones_own_needs_no_formula(folder: Path) -> None:
+    keys = {**SETTINGS, "model.hidden_size": 16, "export": False}
+    run = caldpo.fit("random", "pairs.jsonl", OwnMargin, tokenizer="tokenizer", max_steps=1, settings=keys)
+    assert run.summary["formula"] == "OwnMargin"
+
+
 class Holder:
     @staticmethod
     def local() -> type[PreferenceLoss]:

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from caldpo.config.conf_dir import conf_dir
+from caldpo.losses.base import PreferenceLoss
 from caldpo.types import PairLogps
 from tests.helpers.messages import refused
 
@@ -569,4 +570,5 @@ def test_formula_carries_the_numbers() -> None:
     assert load("cal_dpo", beta=0.05).formula == "-logsigmoid(a - b) + 1 [(a - 10)^2 + (b + 10)^2]"
     assert load("dpo", beta=0.3).formula == "-logsigmoid(0.3 (a - b))"
     for name in ROWS:
+        assert type(load(name)).formula is not PreferenceLoss.formula
         assert len(load(name).formula) > 5
