@@ -73,7 +73,7 @@ def print_end(summary: Mapping[str, Any], run_dir: Path, *, exported: bool, adap
         print(f"left out: {rows} ({list_counts(rejected)}), listed in {run_dir / REJECTED_ROWS}")
     print(f"metrics: {run_dir / NAME}")
     if summary["stopped_early"]:
-        print(f"training was stopped early, after {summary['steps']:,} of {summary['planned_steps']:,} steps")
+        print(f"training {_early_stop(summary)}")
     if best := summary["best_checkpoint"]:
         print(f"best checkpoint: step {best['step']:,}, {best['metric']} {best['value']:.6g} (checkpoint=best)")
         print_notes([best["note"]] if best["note"] else [])
@@ -99,10 +99,12 @@ def print_clipping(metrics: Path, limit: float | None) -> None:
 
 
 def print_line(name: str, summary: Mapping[str, Any]) -> None:
-    """Print a finished run in one line, for sweeps; and the command that uploads it, if it was tracked offline."""
+    """Print a finished run in one line, for sweeps; below it what was unusual, and where its curves are."""
     metrics = summary["metrics"]
     ratios = (f"{metrics[f'val/log_ratios/{side}']:+.2f} {side}" for side in ("chosen", "rejected"))
     print(f"{name}: log-ratios {', '.join(ratios)} after {summary['steps']} steps, {summary['wall_seconds']:.1f} s")
+    if summary["stopped_early"]:
+        print(f"  {_early_stop(summary)}")
     for alarm in summary["alarms"]:
         fallen = ", ".join(f"{value:+.2f}" for value in alarm.get("log_ratios/chosen", ()))
         text = f"the chosen log-ratio fell: {fallen} nats" if fallen else alarm["text"]  # of another callback
@@ -111,6 +113,12 @@ def print_line(name: str, summary: Mapping[str, Any]) -> None:
         print(f"  {summary['skipped_steps']} optimiser steps were skipped: nonfinite_batches/ has the non-finite ones")
     if summary["upload"]:
         print(f"  upload to W&B: {summary['upload']}")
+    for command in summary.get("tracker_views", ()):
+        print(f"  curves: {command}")
+
+
+def _early_stop(summary: Mapping[str, Any]) -> str:
+    return f"was stopped early, after {summary['steps']:,} of {summary['planned_steps']:,} steps"
 
 
 def recipe_note(model: str | None, path: Any, overrides: Sequence[str], data: str | None = None) -> str | None:

@@ -18,6 +18,7 @@ def summary(**more: Any) -> dict[str, Any]:
         "upload": None,
         "alarms": [],
         "skipped_steps": 0,
+        "stopped_early": False,
     } | more
 
 
@@ -32,4 +33,12 @@ def test_alarms_and_skipped_steps_are_told_with_the_line(capsys: pytest.CaptureF
         "  alarm at step 75: displacement, the chosen log-ratio fell: +0.58, -3.38, -4.83 nats",
         "  alarm at step 80: floor, stopped at the floor",
         "  2 optimiser steps were skipped: nonfinite_batches/ has the non-finite ones",
+    ]
+
+
+def test_an_early_stop_and_the_trackers_views_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    print_line("dpo", summary(stopped_early=True, planned_steps=1200, tracker_views=["tensorboard --logdir outputs"]))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  was stopped early, after 75 of 1,200 steps",
+        "  curves: tensorboard --logdir outputs",
     ]
