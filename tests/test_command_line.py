@@ -279,10 +279,11 @@ print("HEAVY:", *[m for m in {HEAVY} if m in sys.modules])
     names(done.stderr, "loss.beta=-1:", "> 0")
 
 
-def test_python_dash_m_from_any_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["caldpo.train"], ["caldpo", "train"]])
+def test_python_dash_m_from_any_folder(command: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "caldpo.train", *RUN, "loss.beta=-1"],
+        [sys.executable, "-m", *command, *RUN, "loss.beta=-1"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

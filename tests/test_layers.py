@@ -42,6 +42,7 @@ LAYERS = (
     ("api",),
     ("train",),
     ("evaluate", "generate", "export", "compare", "list", "estimate", "benchmark", "properties", "study", "cli"),
+    ("__main__",),
     ("wandb_workspace",),
 )
 RANK = {unit: rank for rank, line in enumerate(LAYERS) for unit in line}

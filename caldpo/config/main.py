@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from caldpo import __version__
-from caldpo.config.did_you_mean import suggest
+from caldpo.config.did_you_mean import has_key, meant_keys, suggest
 from caldpo.config.help_text import help_text
 from caldpo.config.hydra_errors import without_search_paths
 from caldpo.config.hydra_session import HydraSession, hydra_session, options_parser
@@ -112,7 +112,7 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
     parser = options_parser(f"python -m caldpo.{command}")
     args, unknown = parser.parse_known_intermixed_args(list(argv))  # options may stand between overrides
     if unknown:
-        raise _unknown_option(unknown[0], argv, re.findall(r"--[a-z-]+", parser.format_usage()))
+        raise _unknown_option(command, unknown[0], argv, re.findall(r"--[a-z-]+", parser.format_usage()))
     modes = {"-m": args.multirun, "--run": args.run, "--cfg": args.cfg, "--info": args.info}
     chosen = [name for name, is_set in modes.items() if is_set]
     if len(chosen) > 1:
@@ -133,16 +133,25 @@ def _parse(command: str, argv: Sequence[str], positional: str | None, several: b
     return args
 
 
-def _unknown_option(option: str, argv: Sequence[str], options: Sequence[str]) -> CaldpoError:
+def _unknown_option(command: str, option: str, argv: Sequence[str], options: Sequence[str]) -> CaldpoError:
     """Make the error of an option that is none; ``--loss dpo`` is an override written as one."""
     near = suggest(option.partition("=")[0], options)
     remedy, (key, sign, value) = "see --help for examples", option.lstrip("-").partition("=")
-    if option.startswith("--") and key and not near:
+    key = key.replace("-", "_")
+    known = _known_key(command, key) if option.startswith("--") and key else None
+    if known or (option.startswith("--") and key and not near):
         after = list(argv)[list(argv).index(option) + 1 :] if option in argv else []
         if not sign:
             value = next((text for text in after[:1] if "=" not in text and not text.startswith("-")), "VALUE")
-        remedy = f"write {key.replace('-', '_')}={redact_text(value)}"
+        near, remedy = "", f"write {known or key}={redact_text(value)}"
     return CaldpoError(f"unknown option{near}", key=redact_text(option), remedy=remedy)
+
+
+def _known_key(command: str, key: str) -> str | None:
+    """Return the key of the command's default configuration that is called or meant by ``key``."""
+    with hydra_session(command) as session:
+        cfg = session.compose([], RunMode.RUN)
+    return key if has_key(cfg, key) else next(iter(meant_keys(key, cfg, [])), None)
 
 
 def _launch(session: HydraSession, overrides: list[str], mode: RunMode, job: Task) -> None:

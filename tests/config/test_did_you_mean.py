@@ -157,7 +157,10 @@ def test_names_that_keys_had_once(written: str, meant: str, capsys: pytest.Captu
         ("suites=longer", ["suites=longer:", "list"], "'suites=[longer]'"),
         ("suite=x", ["suite:", "did you mean suites?"], "write 'suites=[x]'"),
         ("--loss dpo", ["--loss:"], "write loss=dpo"),
-        ("--learning-rate=1 seed=1", ["--learning-rate=1:"], "write learning_rate=1"),
+        ("--lr 1e-4", ["--lr:"], "write optim.lr=1e-4"),  # spelled like --run
+        ("--learning-rate=1 seed=1", ["--learning-rate=1:"], "write optim.lr=1"),
+        ("--seed 1", ["--seed:"], "write seed=1"),
+        ("--colour red", ["--colour:"], "write colour=red"),
         ("--mulltirun", ["--mulltirun:", "did you mean --multirun?"], "--help"),
     ],
 )
