@@ -54,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_own_pairs(folder)
     with inside(folder):
         begun = [*here(["model=hf"]), "trainer.max_steps=2", "callbacks.checkpoint.every=1", "optim.lr=0.01"]
-        train(*begun, "hydra.run.dir=outputs/RUN")
+        train(*begun, "callbacks.checkpoint.monitor=val/loss", "hydra.run.dir=outputs/RUN")
         train("-m", *begun, "loss=dpo,cal_dpo", "hydra.sweep.dir=outputs/SWEEP")
         yield folder
 
