@@ -38,6 +38,11 @@ class MetricDefinition:
         return self.better or self.optimize
 
     @property
+    def mode(self) -> Literal["min", "max"] | None:
+        """The direction as Lightning's callbacks name it."""
+        return None if self.direction is None else "min" if self.direction == "lower" else "max"
+
+    @property
     def held_out(self) -> MetricDefinition:
         """The same metric of held-out pairs, under ``val/``."""
         return replace(self, name=f"{HELD_OUT}{self.name}", minus=self.minus and f"{HELD_OUT}{self.minus}")
@@ -58,8 +63,8 @@ class MetricDefinition:
         main = curves.get(self.name, {})
         if self.minus is None:
             return dict(sorted(main.items()))
-        other = curves.get(self.minus, {})
-        return {step: main[step] - other[step] for step in sorted(main) if step in other}
+        other = dict(curves.get(self.minus, {}).items())  # a look-up in a logged curve is a search
+        return {step: value - other[step] for step, value in sorted(main.items()) if step in other}
 
 
 Metric = MetricDefinition

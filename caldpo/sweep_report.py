@@ -32,7 +32,7 @@ from caldpo.config.run_lifecycle import (
 )
 from caldpo.config.run_lock import is_held
 from caldpo.config.summary_file import SUMMARY, read_summary
-from caldpo.config.sweep_jobs import expand_sweep
+from caldpo.config.sweep_jobs import count_runs
 from caldpo.errors import CaldpoError
 
 REPORT = "sweep.json"
@@ -134,11 +134,8 @@ def collect(folder: Path) -> list[RunOutcome]:
 
 def planned_runs(config: DictConfig) -> int | None:
     """Count the runs of a sweep; None where its sweeper decides as it goes."""
-    if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
-        return None
     hydra = GlobalHydra.instance()
-    sweep = expand_sweep(hydra.config_loader() if hydra.is_initialized() else None, config)
-    return len(sweep.jobs) if sweep.complete and not sweep.problems else None
+    return count_runs(hydra.config_loader() if hydra.is_initialized() else None, config)
 
 
 def _outcome(folder: Path, run: Path) -> RunOutcome:

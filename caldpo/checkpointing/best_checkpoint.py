@@ -13,13 +13,12 @@ from caldpo.metric_definitions import definition_of
 from caldpo.metrics_file import NAME, STEP, iter_rows
 
 Mode = Literal["min", "max"]
-_MODES: dict[str, Mode] = {"lower": "min", "higher": "max"}
 
 
 def better_mode(metric: str) -> Mode | None:
     """Return whether a metric is better when it is smaller or larger; None where its definition does not say."""
     definition = definition_of(metric)
-    return None if definition is None else _MODES.get(definition.direction or "")
+    return None if definition is None else definition.mode
 
 
 def chosen_mode(metric: str, mode: Literal["auto", "min", "max"]) -> Mode:

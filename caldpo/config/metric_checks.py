@@ -24,7 +24,6 @@ _ALWAYS_HELD_OUT = (m.LOSS, *m.WITHOUT_REFERENCE, *m.WITH_REFERENCE)
 _MODIFIED = "caldpo.modifiers.modified_loss.modified"
 _SEARCH = ".OptunaSweeper"
 _DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
-_MODES = {"higher": "max", "lower": "min"}
 _WATCHING = (".checkpoint_callback.Checkpoints", ".EarlyStopping")  # classes whose ``monitor`` is a metric
 
 
@@ -91,12 +90,12 @@ def find_monitor_problems(cfg: DictConfig) -> Iterator[Problem]:
             yield Problem(f"{key}.monitor", metric, wrong, f"choose among {', '.join(sorted(known))}")
             continue
         mode = str(section.get("mode", "min"))  # as of Lightning's
-        better = _MODES.get(definition.direction or "") if definition else None
+        better = definition.mode if definition else None
         if mode == "auto" and better is None:
             yield Problem(
                 f"{key}.mode", mode, f"{metric} is not plainly better in one direction", "set it to min or max"
             )
-        elif mode in _MODES.values() and better is not None and mode != better:
+        elif mode in ("min", "max") and better is not None and mode != better:
             is_larger = "larger" if better == "max" else "smaller"
             yield Problem(f"{key}.mode", mode, f"{metric} is better when it is {is_larger}", f"set it to {better}")
 

@@ -48,6 +48,12 @@ def expand_sweep(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> SweepJob
     return SweepJobs([list(job) for job in itertools.product(*choices)], complete=True, problems=[])
 
 
+def count_runs(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> int | None:
+    """Count the runs of a sweep; None where its sweeper decides as it goes, or it cannot be expanded."""
+    sweep = expand_sweep(loader, sweep_cfg)
+    return len(sweep.jobs) if sweep.complete and not sweep.problems else None
+
+
 def fixed_keys(loader: ConfigLoader, sweep_cfg: DictConfig) -> set[str]:
     """List the keys that the command line gives a single value, the same in every run of a sweep."""
     overrides = parse_overrides(loader, list(sweep_cfg.hydra.overrides.task))

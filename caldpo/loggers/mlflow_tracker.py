@@ -18,10 +18,11 @@ from caldpo.config.signatures import validated
 from caldpo.loggers.tracker_base import (
     Rows,
     Tracker,
+    beginning,
     finite,
+    name_of_run,
     not_reached,
     read_run_id,
-    refusal,
     send_earlier,
     write_run_id,
 )
@@ -67,19 +68,14 @@ class MLflow(Tracker):
             **({"tags": ", ".join(config["tags"])} if config.get("tags") else {}),
             **({"mlflow.note.content": str(config["notes"])[:_MOST_TEXT]} if config.get("notes") else {}),
         }
-        own_name = f"{self.name}: {name}" if self.name and group else self.name
-        try:
-            logger = self._logger_of(run_name=own_name or name, tags=tags)
+        with beginning("MLflow", _OPTION):
+            logger = self._logger_of(run_name=name_of_run(self.name, name, group), tags=tags)
             with _one_at_a_time(self.uri):  # of the runs of a sweep, one makes database and experiment
                 run_id = str(logger.run_id)
             logger.log_hyperparams(config)
             if earlier is not None:
                 self._delete_replaced(run_dir, logger)
             send_earlier(logger, earlier)
-        except OSError:  # of the disk; it speaks for itself
-            raise
-        except Exception as error:  # of a setting, the account or the server
-            raise refusal("MLflow", _OPTION, error) from error
         write_run_id(run_dir, _OPTION, run_id)
         self._logger = logger
         return [logger]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -157,14 +158,27 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def refusal(tracker: str, option: str, error: Exception) -> CaldpoError:
-    """Explain on one line why a tracker starts no run; ``option`` of the group ``logger``."""
-    return CaldpoError(
-        f"{tracker} does not begin its run ({describe_error(error)})",
-        key="logger",
-        value=option,
-        remedy=f"mend the keys of logger.{option}, or leave it out: logger=csv",
-    )
+def name_of_run(chosen: str | None, name: str, group: str | None) -> str:
+    """Return the name that was chosen for a run, which tells the runs of a sweep apart; else ``name``."""
+    if not chosen:
+        return name
+    return chosen if group is None else f"{chosen}: {name}"
+
+
+@contextlib.contextmanager
+def beginning(tracker: str, option: str) -> Iterator[None]:
+    """Explain on one line why a tracker, ``option`` of ``logger``, starts no run: a setting, account or server."""
+    try:
+        yield
+    except OSError:  # of the disk; it speaks for itself
+        raise
+    except Exception as error:
+        raise CaldpoError(
+            f"{tracker} does not begin its run ({describe_error(error)})",
+            key="logger",
+            value=option,
+            remedy=f"mend the keys of logger.{option}, or leave it out: logger=csv",
+        ) from error
 
 
 def not_reached(tracker: str, error: Exception) -> str:

@@ -20,10 +20,11 @@ from caldpo.config.signatures import validated
 from caldpo.loggers.tracker_base import (
     Rows,
     Tracker,
+    beginning,
     finite,
+    name_of_run,
     not_reached,
     read_run_id,
-    refusal,
     send_earlier,
     write_run_id,
 )
@@ -54,8 +55,7 @@ class Trackio(Tracker):
     ) -> list[Logger]:
         if not is_first_rank():
             return []
-        own_name = f"{self.name}: {name}" if self.name and group else self.name or name
-        try:
+        with beginning("Trackio", _OPTION):
             import trackio
 
             if earlier is not None:
@@ -63,7 +63,7 @@ class Trackio(Tracker):
             with self._quiet():
                 run = trackio.init(
                     project=self.project,
-                    name=own_name,
+                    name=name_of_run(self.name, name, group),
                     group=group,
                     space_id=self.space_id,
                     config=config,
@@ -74,10 +74,6 @@ class Trackio(Tracker):
             self._logger, self._opened = TrackioRows(run), True
             write_run_id(run_dir, _OPTION, str(run.id))
             send_earlier(self._logger, earlier)
-        except OSError:  # of the disk; it speaks for itself
-            raise
-        except Exception as error:  # of a setting, the account or the Space
-            raise refusal("Trackio", _OPTION, error) from error
         return [self._logger]
 
     def close(self, *, failed: bool = False) -> None:

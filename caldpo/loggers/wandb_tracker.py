@@ -15,7 +15,7 @@ from caldpo.config.run_lifecycle import describe_error
 from caldpo.config.signatures import validated
 from caldpo.config.summary_file import known_summary
 from caldpo.errors import CaldpoError
-from caldpo.loggers.tracker_base import Rows, Tracker, finite, not_reached, run_totals, send_earlier
+from caldpo.loggers.tracker_base import Rows, Tracker, finite, name_of_run, not_reached, run_totals, send_earlier
 from caldpo.loggers.wandb_account import account_configured, switched_off
 from caldpo.loggers.wandb_stretches import last_logged, latest_stretch, set_aside
 from caldpo.metrics_file import NAME
@@ -63,11 +63,8 @@ class WandB(Tracker):
             same = {"id": before[0]} if offline else {"id": before[0], "resume": "allow"}
         if offline:
             set_aside(run_dir / "wandb")
-        own_name = self.name or os.environ.get("WANDB_NAME")
-        if own_name and group is not None:
-            own_name = f"{own_name}: {name}"  # distinguishes the runs of a sweep
         labels = {
-            "name": own_name or name,
+            "name": name_of_run(self.name or os.environ.get("WANDB_NAME"), name, group),
             "group": self.group or os.environ.get("WANDB_RUN_GROUP") or group,
             "tags": config.get("tags") or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag] or None,
             "notes": config.get("notes") or os.environ.get("WANDB_NOTES"),

@@ -61,7 +61,10 @@ class RunGroup:
         """Return one curve per seed; repeats of a seed are averaged where they share steps."""
         means = []
         for runs in by_seed(self.finished):
-            if curves := [curve for run in runs if (curve := read(run.curves))]:
+            curves = [curve for run in runs if (curve := read(run.curves))]
+            if len(curves) == 1:
+                means += curves
+            elif curves:
                 steps = sorted(set.intersection(*map(set, curves)))
                 means.append({step: sum(curve[step] for curve in curves) / len(curves) for step in steps})
         return means

@@ -11,7 +11,7 @@ from caldpo.report import comparison_facts as facts
 from caldpo.report import report_rows, shown_metrics
 from caldpo.report.escaping import Markdown, code, command, render
 from caldpo.report.evaluation_tables import suite_sections
-from caldpo.report.grouping import RunGroup, by_seed
+from caldpo.report.grouping import RunGroup
 from caldpo.report.planned_runs import not_begun
 from caldpo.report.run_files import as_float
 from caldpo.report.statistics import BandKind, estimate
@@ -69,9 +69,7 @@ def report(
         left_out=_text_table(
             ["run", "setting", "status", "last step logged", "error"], report_rows.unfinished_rows(groups), codes=2
         ),
-        failed=failed,
-        notes=[(run.name, note) for run in facts.finished_runs(groups) for note in run.notes],
-        repeats=[[run.name for run in same] for g in groups for same in by_seed(g.finished) if len(same) > 1],
+        remarks=report_rows.remark_rows(groups, failed),
         meanings=[(metric, facts.unit(metric, groups)) for metric in (*shown_metrics.HELD_OUT, *oracle)],
         sweeps=report_rows.sweep_commands(tasks),
         commands=[f"{text}  # {command([name])}" for name, text in report_rows.run_commands(runs)],

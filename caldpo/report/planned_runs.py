@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from caldpo.config.sweep_jobs import expand_sweep
+from caldpo.config.sweep_jobs import count_runs
 from caldpo.utils.yaml_io import read_yaml
 
 
@@ -30,7 +30,6 @@ def planned_runs(folder: Path) -> int | None:
 @functools.lru_cache
 def _planned(record: Path, written: int) -> int | None:
     try:
-        jobs = expand_sweep(None, OmegaConf.create({**read_yaml(record)}))
+        return count_runs(None, OmegaConf.create({**read_yaml(record)}))
     except Exception:  # it is no such record, or another version wrote it: the number is not known
         return None
-    return len(jobs.jobs) if jobs.complete and not jobs.problems else None

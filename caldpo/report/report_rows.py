@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caldpo.report import comparison_facts as facts
-from caldpo.report.escaping import command, first_of, shorten
+from caldpo.report.escaping import command, shorten
 from caldpo.report.grouping import RunGroup, by_seed
 from caldpo.report.run_files import Run
 from caldpo.report.table_cells import NONE
 
 _REWARD = "log-ratio (nats, summed over tokens), the same for every loss: reward_beta"
+_REPEATED = "the same setting and seed; their mean counts as one seed"
 _TRAIN = ("python", "-m", "caldpo.train")
 
 
@@ -70,13 +71,12 @@ def unfinished_rows(groups: Sequence[RunGroup]) -> list[list[str]]:
     return rows
 
 
-def remark_rows(groups: Sequence[RunGroup], failed: Sequence[str]) -> list[tuple[str, str]]:
-    """Return what a reader has to know, each with its run: what failed, notes, and seeds that were run twice."""
-    said = [("", text) for text in failed]
-    said += [(run.name, note) for run in facts.finished_runs(groups) for note in run.notes]
+def remark_rows(groups: Sequence[RunGroup], failed: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Return what a reader has to know, each with its runs: what failed, notes, and seeds that were run twice."""
+    said: list[tuple[list[str], str]] = [([], text) for text in failed]
+    said += [([run.name], note) for run in facts.finished_runs(groups) for note in run.notes]
     repeats = [same for group in groups for same in by_seed(group.finished) if len(same) > 1]
-    note = "the same setting and seed; their mean counts as one seed"
-    return said + [(first_of([run.name for run in same], len(same)), note) for same in repeats]
+    return said + [([run.name for run in same], _REPEATED) for same in repeats]
 
 
 def sweep_commands(tasks: Sequence[Sequence[str]]) -> list[str]:

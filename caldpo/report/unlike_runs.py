@@ -13,13 +13,7 @@ from caldpo.utils.yaml_io import flatten
 
 # parts of the configuration from which the data, and the model, follow
 _OF_MODEL = ("model", "adapter", "reference.path")
-_LIMITS = (
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "overfit_batches",
-)
-_OF_DATA = ("data", *(f"trainer.extra.{key}" for key in _LIMITS))
+_OF_DATA = ("data", "trainer.extra.limit_val_batches", "trainer.extra.overfit_batches")
 _OF_BATCHES = ("data.micro_batch_size", "data.eval_micro_batch_size", "data.max_tokens_per_micro_batch")
 _NAMED = 3  # labels, and values, of a difference that are named
 
