@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import large_sweep
+from tests.helpers.command import train
 from tests.report.chromium import Opened, launched, needs_chromium
-from tests.report.pages import ENDS, HOSTILE, PROMPTS, render, write_sweep
+from tests.report.pages import ENDS, HOSTILE, PROMPTS, read_groups, render, write_sweep
 
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = needs_chromium
@@ -177,4 +179,42 @@ def test_nothing_stands_in_the_way(browser: Any, address: str, width: str, schem
     serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
     assert [(fault["id"], fault["nodes"][0]["html"]) for fault in serious] == []
     assert opened.said == []
+    opened.context.close()
+
+
+def test_a_sweep_of_34_settings(browser: Any, tmp_path: Path) -> None:
+    large_sweep.main(tmp_path, 34 * large_sweep.SEEDS, 20)
+    (tmp_path / "report.html").write_text(render(tmp_path), encoding="utf-8")
+    address = (tmp_path / "report.html").as_uri()
+    opened = Opened(browser, address, WIDTHS["desk"])
+    opened.draw_all()
+    drawn = opened.groups("panel-log_ratios-chosen")
+    assert len(drawn) == 12, "of many the first"
+    assert {"dpo", "cal_dpo"} <= drawn
+    opened.page.locator("#all").click()
+    opened.page.locator("#dynamics").scroll_into_view_if_needed()
+    opened.draw_all()
+    assert len(opened.groups("panel-log_ratios-chosen")) == len(opened.groups("frontier")) == 34
+    assert opened.page.locator("#finals tbody tr").count() == 34
+    opened.page.locator("#find").fill("cal_")
+    assert opened.page.locator("#legend button:visible").all_inner_texts() == ["cal_dpo", "cal_ipo", "cal_slic"]
+    assert opened.page.evaluate(FAULTS) == {}
+    assert (opened.said, opened.asked) == ([], [address])
+    opened.context.close()
+
+
+@pytest.mark.slow
+def test_the_page_of_a_demo(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ("trainer.max_steps=4", "trainer.val_check_interval=2", "callbacks.oracle.prompts=4")
+    train("-m", "experiment=demo", "loss=dpo,cal_dpo", "seed=0,1", *short, "hydra.sweep.dir=demo")
+    address = (tmp_path / "demo/report.html").as_uri()
+    opened = Opened(browser, address, WIDTHS["desk"])
+    opened.draw_all()
+    for id in ("panel-log_ratios-chosen", "panel-displacement", "frontier"):
+        assert opened.groups(id) == {"dpo", "cal_dpo"}, id
+    dpo = read_groups(tmp_path / "demo")[0]
+    last = [run.final["val/log_ratios/chosen"] for run in dpo.finished]
+    assert opened.page.evaluate(LAST_OF_DPO, "plot-panel-log_ratios-chosen") == pytest.approx(sum(last) / 2, rel=1e-5)
+    assert (opened.said, opened.asked) == ([], [address])
     opened.context.close()
