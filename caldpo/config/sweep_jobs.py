@@ -37,7 +37,7 @@ def expand_sweep(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> SweepJob
     texts = [*(f"{key}={value}" for key, value in params.items()), *sweep_cfg.hydra.overrides.task]
     overrides = parse_overrides(loader, texts)
     values = {override.get_key_element(): _values(override) for override in overrides}
-    if not str(sweep_cfg.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+    if _draws(sweep_cfg):
         return SweepJobs(list(_one_value_at_a_time(values)), complete=False, problems=[])
     intervals = [o.key_or_group for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
     if intervals:
@@ -50,8 +50,15 @@ def expand_sweep(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> SweepJob
 
 def count_runs(loader: ConfigLoader | None, sweep_cfg: DictConfig) -> int | None:
     """Count the runs of a sweep; None where its sweeper decides as it goes, or it cannot be expanded."""
+    if _draws(sweep_cfg):
+        return None
     sweep = expand_sweep(loader, sweep_cfg)
-    return len(sweep.jobs) if sweep.complete and not sweep.problems else None
+    return None if sweep.problems else len(sweep.jobs)
+
+
+def _draws(sweep_cfg: DictConfig) -> bool:
+    """Whether the sweeper decides as it goes what it runs."""
+    return not str(OmegaConf.select(sweep_cfg, "hydra.sweeper._target_")).endswith(".BasicSweeper")
 
 
 def fixed_keys(loader: ConfigLoader, sweep_cfg: DictConfig) -> set[str]:
